@@ -1,0 +1,55 @@
+"""Every error that asearch raises on purpose. The message says what is wrong and what to do about it."""
+
+
+class AsearchError(Exception):
+    """Base of all errors of this project; the command line prints its text, without a traceback, and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(AsearchError):
+    """A configuration, recipe or command-line setting is wrong."""
+
+    exit_code = 2
+
+
+class InputError(AsearchError):
+    """An input file (corpus, tasks, model folder) is missing, malformed or unsupported."""
+
+    exit_code = 2
+
+
+class CheckpointError(AsearchError):
+    """A checkpoint is incomplete, corrupt or does not fit the run."""
+
+
+class EngineError(AsearchError):
+    """An inference server did not start, did not answer, or answered with something that must not be used."""
+
+
+class ToolError(AsearchError):
+    """A tool call failed for a reason outside the policy."""
+
+
+class GradingError(AsearchError):
+    """A grader could not come to a verdict for a reason outside the policy."""
+
+
+class TrainingError(AsearchError):
+    """A training process failed or was given a batch that breaks an invariant."""
+
+
+class BusError(AsearchError):
+    """The broker could not be reached, or refused."""
+
+
+class ConflictError(BusError):
+    """A conditional append was refused: somebody else has written first."""
+
+
+class StreamFullError(BusError):
+    """A stream is at its bound and discards new events."""
+
+
+class DecodeError(AsearchError):
+    """Bytes that are not an event this code knows."""

@@ -1,0 +1,141 @@
+"""The typed channel between the trainer actor and its rank processes: commands down, replies up, over a socket pair.
+
+A frame is a 4-byte little-endian length and that many bytes of msgpack. Commands are imperative, replies past tense.
+"""
+
+import msgspec
+
+from schemas.records import Record, Segment, Version, WeightManifest
+
+MAX_FRAME_BYTES = 1 << 30
+
+
+class TrainEpisode(Record):
+    """One graded episode of a batch: its reward and its segments."""
+
+    episode: str
+    reward: float
+    segments: list[Segment]
+
+
+class TrainGroup(Record):
+    """Episodes of one task, compared with one another by the advantage estimator."""
+
+    group: str
+    episodes: list[TrainEpisode]
+
+
+class Command(Record, tag_field="type"):
+    """What a trainer actor tells a rank."""
+
+
+class LoadModel(Command, tag="load_model"):
+    """Build the model from an HF folder, with fresh optimizer state. `settings` is the `trainer` table of the recipe, as JSON."""
+
+    model_dir: str
+    settings: bytes
+    seed: int
+
+
+class TrainStep(Command, tag="train_step"):
+    """One update from policy step `step` to `step + 1`, of tokens not older than the staleness rule allows.
+
+    `max_staleness` is None for supervised batches. `rule` is `mask`, `discard` or `keep`.
+    """
+
+    step: int
+    lineage: int
+    groups: list[TrainGroup]
+    max_staleness: int | None = None
+    rule: str = "mask"
+
+
+class ExportWeights(Command, tag="export_weights"):
+    """Write the current weights as an HF folder (safetensors, config, tokenizer files) at `path`, fsynced, renamed into place."""
+
+    path: str
+    version: Version
+    fsync: bool = True
+
+
+class SaveCheckpoint(Command, tag="save_checkpoint"):
+    """Write weights, optimizer and RNG below the existing folder `path`; the actor writes ledger and manifest and commits."""
+
+    path: str
+
+
+class RestoreCheckpoint(Command, tag="restore_checkpoint"):
+    """Load what `SaveCheckpoint` wrote; follows `LoadModel`."""
+
+    path: str
+
+
+class StopRank(Command, tag="stop_rank"):
+    """Leave."""
+
+
+class Reply(Record, tag_field="type"):
+    """What a rank answers."""
+
+
+class RankReady(Reply, tag="rank_ready"):
+    """The process is up and has imported what it needs."""
+
+    torch_version: str
+    megatron_version: str
+    device: str
+
+
+class ModelLoaded(Reply, tag="model_loaded"):
+    """`LoadModel` is done."""
+
+    n_parameters: int
+
+
+class StepDone(Reply, tag="step_done"):
+    """`TrainStep` is done. Metrics are plain numbers by name; a skipped step made no update."""
+
+    step: int
+    skipped: bool
+    n_tokens_trained: int
+    n_tokens_masked_stale: int
+    staleness: dict[int, int]
+    """Trained tokens by staleness."""
+    metrics: dict[str, float]
+    elapsed_ns: int
+
+
+class WeightsExported(Reply, tag="weights_exported"):
+    """`ExportWeights` is done and the folder is in place."""
+
+    manifest: WeightManifest
+    elapsed_ns: int
+
+
+class CheckpointSaved(Reply, tag="checkpoint_saved"):
+    """`SaveCheckpoint` is done: every file below the folder with its size and xxh3-128 hash."""
+
+    files: dict[str, tuple[int, str]]
+    elapsed_ns: int
+
+
+class CheckpointRestored(Reply, tag="checkpoint_restored"):
+    """`RestoreCheckpoint` is done."""
+
+    elapsed_ns: int
+
+
+class RankFailed(Reply, tag="rank_failed"):
+    """A command failed. The rank goes on if `fatal` is false."""
+
+    message: str
+    traceback: str
+    fatal: bool
+
+
+AnyCommand = LoadModel | TrainStep | ExportWeights | SaveCheckpoint | RestoreCheckpoint | StopRank
+AnyReply = RankReady | ModelLoaded | StepDone | WeightsExported | CheckpointSaved | CheckpointRestored | RankFailed
+
+command_decoder = msgspec.msgpack.Decoder(AnyCommand)
+reply_decoder = msgspec.msgpack.Decoder(AnyReply)
+encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,169 @@
+"""The records that events carry: tasks, segments, rewards, tool results, versions."""
+
+import msgspec
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A value inside an event. Unknown fields are skipped, so that older code reads newer records."""
+
+
+class Task(Record):
+    """A question with its metadata. Its references are in `AnswerKey`, which a driver never reads."""
+
+    id: str
+    question: str
+    attachments: list[str] = []
+    meta: dict[str, str] = {}
+    """Facts about the task for reports and samplers, e.g. `hops`. Never the answer."""
+
+
+class AnswerKey(Record):
+    """The privileged references of a task."""
+
+    task: str
+    answers: list[str]
+    aug_answers: list[str] = []
+
+
+class Version(Record, order=True):
+    """A policy version: the step grows with updates, the lineage with every trainer that restarts from a checkpoint."""
+
+    lineage: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.lineage}.{self.step}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Version":
+        """Read what `str()` wrote. Raises ValueError for anything else."""
+        lineage, _, step = text.partition(".")
+        return cls(lineage=int(lineage), step=int(step))
+
+
+class Column(Record):
+    """A packed array: little-endian `dtype` ("u4", "f4", "u1", ...), its shape and its bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class VersionRun(Record):
+    """Tokens [start, end) were generated under one policy version, as the engine's reply said."""
+
+    version: Version
+    start: int
+    end: int
+
+
+class OriginRun(Record):
+    """Tokens [start, end) come from one origin: `prompt`, `generated`, `tool` or `forced`."""
+
+    origin: str
+    start: int
+    end: int
+
+
+class Segment(Record):
+    """One training sequence of T tokens: the first `n_prompt` are the first prompt, the rest extends it.
+
+    Columns, each of shape (T,): `ids` u4; `mask` u1 (1 = generated in this segment and trained); `logprobs` f4 (behaviour
+    log-probability of the token under the version that sampled it, 0 where the mask is 0). `versions` covers exactly the
+    tokens whose mask is 1.
+    """
+
+    id: str
+    n_prompt: int
+    first_turn: int
+    last_turn: int
+    columns: dict[str, Column]
+    versions: list[VersionRun]
+    origins: list[OriginRun] = []
+    parent: str | None = None
+
+
+class Trajectory(Record):
+    """What learning reads of a finished episode."""
+
+    episode: str
+    segments: list[Segment]
+
+
+class RewardItem(Record):
+    """A named part of a reward, with the tokens [start, end) of a segment that it speaks of, where it does."""
+
+    name: str
+    value: float
+    weight: float = 1.0
+    segment: str | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+class Reward(Record):
+    """The verdict of a grader: the value that learning uses, and the parts it is made of."""
+
+    value: float
+    items: list[RewardItem] = []
+
+
+class Document(Record):
+    """One document that a tool returned."""
+
+    url: str
+    text: str
+    title: str = ""
+
+
+class ToolResult(Record):
+    """What a tool returned, or how it failed.
+
+    `error` is one of `retryable`, `permanent`, `refused`, `timeout`; the first and the last are the infrastructure's fault.
+    """
+
+    documents: list[Document] = []
+    error: str | None = None
+    message: str = ""
+    elapsed_ns: int = 0
+
+
+class ToolUse(Record):
+    """One line of an episode's tool log: what was asked and what came of it, without page text."""
+
+    turn: int
+    tool: str
+    argument: str
+    n_documents: int
+    error: str | None = None
+
+
+class BlobRef(Record):
+    """Where a large payload lies: `n_chunks` messages on the BLOBS subject of `episode` and `hash` (xxh3-128 hex)."""
+
+    episode: str
+    hash: str
+    size_bytes: int
+    n_chunks: int
+
+
+class ShardFile(Record):
+    """One file of a published version, with the xxh3-128 checksum of every tensor in it."""
+
+    name: str
+    size_bytes: int
+    checksums: dict[str, str]
+
+
+class WeightManifest(Record):
+    """The weights of a version: a folder in Hugging Face layout on the trainer's host."""
+
+    path: str
+    shards: list[ShardFile]
+
+
+class Interval(Record):
+    """Sequences first..last of a stream, both included."""
+
+    first: int
+    last: int

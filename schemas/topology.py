@@ -1,0 +1,190 @@
+"""The one table of streams, subjects, durable consumers and rights.
+
+Subjects are `asearch.{run}.{stream}.{noun}.{verb}.{key}`. Stream creation, the broker's permissions and the generated
+documents all come from here.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from schemas import commands, events
+
+MAX_PAYLOAD_BYTES = 8 << 20
+INLINE_BYTES = 256 << 10
+CHUNK_BYTES = 1 << 20
+
+_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of one run. `key` is how many subject tokens the key has; `async_writes` trades a power cut for speed."""
+
+    name: str
+    holds: str
+    max_bytes: int
+    key: int = 1
+    async_writes: bool = False
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Where an event goes: stream, noun and verb; who may write it."""
+
+    event: type[events.Event]
+    stream: str
+    noun: str
+    verb: str
+    writers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A durable, explicitly acknowledged queue over the facts of one kind, shared by all actors of one kind."""
+
+    name: str
+    stream: str
+    actor: str
+    events: tuple[type[events.Event], ...]
+    ack_wait_s: float = 30.0
+    max_ack_pending: int = 512
+
+
+@dataclass(frozen=True)
+class CoreSubject:
+    """A subject without a stream."""
+
+    noun: str
+    verb: str
+    message: type[commands.Message]
+    senders: tuple[str, ...]
+    receivers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """All of it."""
+
+    streams: tuple[Stream, ...]
+    facts: tuple[Fact, ...]
+    consumers: tuple[Consumer, ...]
+    core: tuple[CoreSubject, ...]
+    actors: tuple[str, ...] = field(
+        default=("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder", "viewer")
+    )
+
+
+GIB = 1 << 30
+
+TOPOLOGY = Topology(
+    streams=(
+        Stream("plan", "what was asked for; its fold with outcomes and policy is the scheduler's state", GIB),
+        Stream("trace", "every fact of every episode", 8 * GIB, async_writes=True),
+        Stream("outcomes", "exactly one outcome per episode", 2 * GIB),
+        Stream("policy", "the trainer's journal", GIB),
+        Stream("blobs", "large payloads in chunks", 16 * GIB, key=3),
+        Stream("dead", "refused bytes with the reason", GIB, key=2),
+    ),
+    facts=(
+        Fact(events.RunStarted, "plan", "run", "started", ("scheduler",)),
+        Fact(events.GroupAdmitted, "plan", "group", "admitted", ("scheduler",)),
+        Fact(events.EpisodeRequested, "plan", "episode", "requested", ("scheduler",)),
+        Fact(events.AnswerKeyStored, "plan", "key", "stored", ("scheduler",)),
+        Fact(events.RunEnded, "plan", "run", "ended", ("scheduler",)),
+        Fact(events.EpisodeTaken, "trace", "episode", "taken", ("driver",)),
+        Fact(events.TokensGenerated, "trace", "tokens", "generated", ("driver",)),
+        Fact(events.ToolRequested, "trace", "tool", "requested", ("driver",)),
+        Fact(events.ToolReturned, "trace", "tool", "returned", ("driver",)),
+        Fact(events.EpisodeFinished, "trace", "episode", "finished", ("driver",)),
+        Fact(events.EpisodeGraded, "outcomes", "episode", "graded", ("grader",)),
+        Fact(events.EpisodeDropped, "outcomes", "episode", "dropped", ("driver", "scheduler", "grader")),
+        Fact(events.EpisodeDead, "outcomes", "episode", "dead", ("driver", "scheduler", "grader")),
+        Fact(events.TrainerClaimed, "policy", "trainer", "claimed", ("trainer",)),
+        Fact(events.StepTrained, "policy", "step", "trained", ("trainer",)),
+        Fact(events.PolicyPublished, "policy", "version", "published", ("trainer",)),
+        Fact(events.CheckpointCommitted, "policy", "checkpoint", "committed", ("trainer",)),
+        Fact(events.BlobStored, "blobs", "chunk", "stored", ("driver",)),
+        Fact(
+            events.EventRefused,
+            "dead",
+            "event",
+            "refused",
+            ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder"),
+        ),
+    ),
+    consumers=(
+        Consumer("driver", "plan", "driver", (events.EpisodeRequested,), max_ack_pending=1024),
+        Consumer("tool", "trace", "tool", (events.ToolRequested,), max_ack_pending=1024),
+        Consumer("grader", "trace", "grader", (events.EpisodeFinished,), max_ack_pending=256),
+    ),
+    core=(
+        CoreSubject("engine", "generate", commands.Generate, ("driver",), ("engine",)),
+        CoreSubject("engine", "abort", commands.Abort, ("driver",), ("engine",)),
+        CoreSubject("driver", "stream", commands.GenerationChunk, ("engine",), ("driver",)),
+        CoreSubject("driver", "reply", commands.ToolReply, ("tool",), ("driver",)),
+        CoreSubject("driver", "lease", commands.Lease, ("driver",), ("scheduler", "viewer")),
+        CoreSubject(
+            "actor",
+            "heartbeat",
+            commands.Heartbeat,
+            ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder", "viewer"),
+            ("scheduler", "driver", "viewer"),
+        ),
+    ),
+)
+
+_FACT_BY_TYPE = {fact.event: fact for fact in TOPOLOGY.facts}
+_CORE_BY_TYPE = {subject.message: subject for subject in TOPOLOGY.core}
+_CONSUMER_BY_NAME = {consumer.name: consumer for consumer in TOPOLOGY.consumers}
+_STREAM_BY_NAME = {stream.name: stream for stream in TOPOLOGY.streams}
+
+
+def is_key(text: str) -> bool:
+    """Whether `text` can be a token of a subject's key."""
+    return bool(_KEY.match(text))
+
+
+def fact_of(event: type[events.Event]) -> Fact:
+    """The row of an event type. Raises KeyError for a type that is not in the table."""
+    return _FACT_BY_TYPE[event]
+
+
+def stream_named(name: str) -> Stream:
+    """The row of a stream."""
+    return _STREAM_BY_NAME[name]
+
+
+def consumer_named(name: str) -> Consumer:
+    """The row of a durable consumer."""
+    return _CONSUMER_BY_NAME[name]
+
+
+def broker_stream(run: str, stream: str) -> str:
+    """The name under which the broker knows a run's stream."""
+    return f"asearch-{run}-{stream}"
+
+
+def subject(run: str, event: type[events.Event], *key: str) -> str:
+    """The subject of an event with this key. Raises ValueError for a key that is not made of letters, digits, `-`, `_`."""
+    fact = _FACT_BY_TYPE[event]
+    for token in key:
+        if not is_key(token):
+            raise ValueError(f"{token!r} cannot be part of a subject: use letters, digits, '-' and '_'")
+    return f"asearch.{run}.{fact.stream}.{fact.noun}.{fact.verb}.{'.'.join(key)}"
+
+
+def any_key(run: str, event: type[events.Event]) -> str:
+    """The filter that matches an event type under every key."""
+    fact = _FACT_BY_TYPE[event]
+    return f"asearch.{run}.{fact.stream}.{fact.noun}.{fact.verb}.>"
+
+
+def any_fact(run: str, stream: str, *key: str) -> str:
+    """The filter that matches every fact of a stream under one key: the scope of a conditional append."""
+    return f"asearch.{run}.{stream}.*.*.{'.'.join(key) if key else '>'}"
+
+
+def core_subject(run: str, message: type[commands.Message], key: str) -> str:
+    """The core subject of a message with this key."""
+    row = _CORE_BY_TYPE[message]
+    return f"asearch.{run}.core.{row.noun}.{row.verb}.{key}"
