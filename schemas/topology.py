@@ -69,9 +69,7 @@ class Topology:
     facts: tuple[Fact, ...]
     consumers: tuple[Consumer, ...]
     core: tuple[CoreSubject, ...]
-    actors: tuple[str, ...] = field(
-        default=("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder", "viewer")
-    )
+    actors: tuple[str, ...] = field(default=("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder", "viewer"))
 
 
 GIB = 1 << 30
