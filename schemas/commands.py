@@ -9,7 +9,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     """A message that is not a fact: lost when nobody listens."""
 
 
-class Generate(Message, tag="generate", kw_only=True):
+class Generate(Message, tag="generate", frozen=True, kw_only=True):
     """Ask an engine for a generation; it streams `GenerationChunk`s to `reply_to`.
 
     `prompt` is a column of u4 ids. The engine answers once its policy step is at least `min_step`. `max_wait_ns` bounds the
@@ -30,13 +30,13 @@ class Generate(Message, tag="generate", kw_only=True):
     max_wait_ns: int = 600_000_000_000
 
 
-class Abort(Message, tag="abort", kw_only=True):
+class Abort(Message, tag="abort", frozen=True, kw_only=True):
     """Stop a generation; nobody waits for the rest."""
 
     request: str
 
 
-class GenerationChunk(Message, tag="generation_chunk", kw_only=True):
+class GenerationChunk(Message, tag="generation_chunk", frozen=True, kw_only=True):
     """Tokens of a generation from `offset` on. The last chunk has `finish`; a failed one has `error`."""
 
     request: str
@@ -49,7 +49,7 @@ class GenerationChunk(Message, tag="generation_chunk", kw_only=True):
     elapsed_ns: int = 0
 
 
-class ToolReply(Message, tag="tool_reply", kw_only=True):
+class ToolReply(Message, tag="tool_reply", frozen=True, kw_only=True):
     """The result of a tool call, sent to the driver that asked; answered with `Received` once it is stored."""
 
     episode: str
@@ -57,11 +57,11 @@ class ToolReply(Message, tag="tool_reply", kw_only=True):
     result: ToolResult
 
 
-class Received(Message, tag="received", kw_only=True):
+class Received(Message, tag="received", frozen=True, kw_only=True):
     """The sender of this has stored, or does not need, what it was sent."""
 
 
-class Heartbeat(Message, tag="heartbeat", kw_only=True):
+class Heartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
     """An actor is alive. `state` is `starting`, `ready`, `draining` or `failed`; `waiting_for` says what it waits for."""
 
     actor: str
@@ -74,7 +74,7 @@ class Heartbeat(Message, tag="heartbeat", kw_only=True):
     gauges: dict[str, float] = {}
 
 
-class Lease(Message, tag="lease", kw_only=True):
+class Lease(Message, tag="lease", frozen=True, kw_only=True):
     """The episodes a driver holds. A driver that has not said so for `lease_s` holds none."""
 
     driver: str

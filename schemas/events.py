@@ -33,7 +33,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
 # --- PLAN: written by the scheduler alone -----------------------------------------------------------------------------
 
 
-class RunStarted(Event, tag="run_started", kw_only=True):
+class RunStarted(Event, tag="run_started", frozen=True, kw_only=True):
     """A run began: what it trains, with the whole configuration as JSON."""
 
     run: str
@@ -44,7 +44,7 @@ class RunStarted(Event, tag="run_started", kw_only=True):
     code_version: str = ""
 
 
-class GroupAdmitted(Event, tag="group_admitted", kw_only=True):
+class GroupAdmitted(Event, tag="group_admitted", frozen=True, kw_only=True):
     """`members` episodes of one task may begin. `slot` numbers the groups of a purpose; a refill takes its slot over.
 
     `progress` is the newest policy step at admission. `purpose` is `train`, `eval` or `synthesis`; `label` tells several
@@ -63,7 +63,7 @@ class GroupAdmitted(Event, tag="group_admitted", kw_only=True):
     label: str = ""
 
 
-class EpisodeRequested(Event, tag="episode_requested", kw_only=True):
+class EpisodeRequested(Event, tag="episode_requested", frozen=True, kw_only=True):
     """An episode was asked for. `model` is a policy name; `version` pins it, None means the newest.
 
     `attempt` grows when the scheduler asks again for an episode that no driver holds.
@@ -87,13 +87,13 @@ class EpisodeRequested(Event, tag="episode_requested", kw_only=True):
     label: str = ""
 
 
-class AnswerKeyStored(Event, tag="answer_key_stored", kw_only=True):
+class AnswerKeyStored(Event, tag="answer_key_stored", frozen=True, kw_only=True):
     """The references of a task, for graders, declared tools and the viewer."""
 
     key: AnswerKey
 
 
-class RunEnded(Event, tag="run_ended", kw_only=True):
+class RunEnded(Event, tag="run_ended", frozen=True, kw_only=True):
     """The run is over; `reason` is `completed`, `stopped` or the name of an error."""
 
     run: str
@@ -104,7 +104,7 @@ class RunEnded(Event, tag="run_ended", kw_only=True):
 # --- TRACE: written by the driver that holds the episode --------------------------------------------------------------
 
 
-class EpisodeTaken(Event, tag="episode_taken", kw_only=True):
+class EpisodeTaken(Event, tag="episode_taken", frozen=True, kw_only=True):
     """A driver holds the episode from here on."""
 
     episode: str
@@ -113,7 +113,7 @@ class EpisodeTaken(Event, tag="episode_taken", kw_only=True):
     request: EpisodeRequested
 
 
-class TokensGenerated(Event, tag="tokens_generated", kw_only=True):
+class TokensGenerated(Event, tag="tokens_generated", frozen=True, kw_only=True):
     """Tokens of one generation from `offset` on, at most 2,000. Columns `ids` u4 and `logprobs` f4, both (n,).
 
     `versions` counts from `offset`. `finish` is None while more tokens follow, else `stop`, `length` or `abort`.
@@ -130,7 +130,7 @@ class TokensGenerated(Event, tag="tokens_generated", kw_only=True):
     elapsed_ns: int = 0
 
 
-class ToolRequested(Event, tag="tool_requested", kw_only=True):
+class ToolRequested(Event, tag="tool_requested", frozen=True, kw_only=True):
     """A tool call was asked for; the tool actor sends its result to the core subject `reply_to`."""
 
     episode: str
@@ -144,7 +144,7 @@ class ToolRequested(Event, tag="tool_requested", kw_only=True):
     seed: int = 0
 
 
-class ToolReturned(Event, tag="tool_returned", kw_only=True):
+class ToolReturned(Event, tag="tool_returned", frozen=True, kw_only=True):
     """The result of a tool call, as the policy will see it; large results lie in BLOBS."""
 
     episode: str
@@ -154,7 +154,7 @@ class ToolReturned(Event, tag="tool_returned", kw_only=True):
     blob: BlobRef | None = None
 
 
-class EpisodeFinished(Event, tag="episode_finished", kw_only=True):
+class EpisodeFinished(Event, tag="episode_finished", frozen=True, kw_only=True):
     """The agent is done; the episode waits for its outcome.
 
     `generated` holds the text of every generation: with the tool log and the answer key all that a grader reads.
@@ -184,7 +184,7 @@ class EpisodeFinished(Event, tag="episode_finished", kw_only=True):
 # --- OUTCOMES: exactly one per episode, the first wins ----------------------------------------------------------------
 
 
-class Outcome(Event, kw_only=True):
+class Outcome(Event, frozen=True, kw_only=True):
     """How an episode ended. Everything that group closing needs is here, so the ledger reads this stream alone."""
 
     episode: str
@@ -198,7 +198,7 @@ class Outcome(Event, kw_only=True):
     label: str = ""
 
 
-class EpisodeGraded(Outcome, tag="episode_graded", kw_only=True):
+class EpisodeGraded(Outcome, tag="episode_graded", frozen=True, kw_only=True):
     """The episode was graded and its trajectory may be trained."""
 
     reward: Reward
@@ -215,14 +215,14 @@ class EpisodeGraded(Outcome, tag="episode_graded", kw_only=True):
     correct: bool = False
 
 
-class EpisodeDropped(Outcome, tag="episode_dropped", kw_only=True):
+class EpisodeDropped(Outcome, tag="episode_dropped", frozen=True, kw_only=True):
     """The episode ended before grading for a reason outside the policy: an outage, a deadline, the end of the run."""
 
     reason: str
     message: str = ""
 
 
-class EpisodeDead(Outcome, tag="episode_dead", kw_only=True):
+class EpisodeDead(Outcome, tag="episode_dead", frozen=True, kw_only=True):
     """The episode cannot be finished by anybody: `no_progress`, `blob_missing`, `poison`."""
 
     reason: str
@@ -232,7 +232,7 @@ class EpisodeDead(Outcome, tag="episode_dead", kw_only=True):
 # --- POLICY: the trainer's journal ------------------------------------------------------------------------------------
 
 
-class TrainerClaimed(Event, tag="trainer_claimed", kw_only=True):
+class TrainerClaimed(Event, tag="trainer_claimed", frozen=True, kw_only=True):
     """A trainer took the model over. Every later append of an older claim is refused by the broker."""
 
     model: str
@@ -250,7 +250,7 @@ class GroupVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reason: str | None = None
 
 
-class StepTrained(Event, tag="step_trained", kw_only=True):
+class StepTrained(Event, tag="step_trained", frozen=True, kw_only=True):
     """The policy went from `step` to `step + 1`. `empty` steps had no group to train on and changed no weight."""
 
     model: str
@@ -268,7 +268,7 @@ class StepTrained(Event, tag="step_trained", kw_only=True):
     idle_ns: int = 0
 
 
-class PolicyPublished(Event, tag="policy_published", kw_only=True):
+class PolicyPublished(Event, tag="policy_published", frozen=True, kw_only=True):
     """The weights of a version can be loaded from the manifest's folder."""
 
     model: str
@@ -277,7 +277,7 @@ class PolicyPublished(Event, tag="policy_published", kw_only=True):
     manifest: WeightManifest
 
 
-class CheckpointCommitted(Event, tag="checkpoint_committed", kw_only=True):
+class CheckpointCommitted(Event, tag="checkpoint_committed", frozen=True, kw_only=True):
     """A checkpoint is durable on disk. `watermark` is the last OUTCOMES sequence that it accounts for."""
 
     model: str
@@ -291,7 +291,7 @@ class CheckpointCommitted(Event, tag="checkpoint_committed", kw_only=True):
 # --- BLOBS and DEAD ---------------------------------------------------------------------------------------------------
 
 
-class BlobStored(Event, tag="blob_stored", kw_only=True):
+class BlobStored(Event, tag="blob_stored", frozen=True, kw_only=True):
     """One chunk of a payload of `n_chunks` chunks; `hash` is the xxh3-128 of the whole."""
 
     episode: str
@@ -301,7 +301,7 @@ class BlobStored(Event, tag="blob_stored", kw_only=True):
     data: bytes
 
 
-class EventRefused(Event, tag="event_refused", kw_only=True):
+class EventRefused(Event, tag="event_refused", frozen=True, kw_only=True):
     """Bytes that could not be handled, kept with the reason and where they came from."""
 
     stream: str

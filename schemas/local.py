@@ -10,7 +10,7 @@ from schemas.records import Record, Segment, Version, WeightManifest
 MAX_FRAME_BYTES = 1 << 30
 
 
-class TrainEpisode(Record, kw_only=True):
+class TrainEpisode(Record, frozen=True, kw_only=True):
     """One graded episode of a batch: its reward and its segments."""
 
     episode: str
@@ -18,7 +18,7 @@ class TrainEpisode(Record, kw_only=True):
     segments: list[Segment]
 
 
-class TrainGroup(Record, kw_only=True):
+class TrainGroup(Record, frozen=True, kw_only=True):
     """Episodes of one task, compared with one another by the advantage estimator."""
 
     group: str
@@ -29,7 +29,7 @@ class Command(Record, tag_field="type"):
     """What a trainer actor tells a rank."""
 
 
-class LoadModel(Command, tag="load_model", kw_only=True):
+class LoadModel(Command, tag="load_model", frozen=True, kw_only=True):
     """Build the model from an HF folder, with fresh optimizer state. `settings` is the `trainer` table of the recipe, as JSON."""
 
     model_dir: str
@@ -37,7 +37,7 @@ class LoadModel(Command, tag="load_model", kw_only=True):
     seed: int
 
 
-class TrainStep(Command, tag="train_step", kw_only=True):
+class TrainStep(Command, tag="train_step", frozen=True, kw_only=True):
     """One update from policy step `step` to `step + 1`, of tokens not older than the staleness rule allows.
 
     `max_staleness` is None for supervised batches. `rule` is `mask`, `discard` or `keep`.
@@ -50,7 +50,7 @@ class TrainStep(Command, tag="train_step", kw_only=True):
     rule: str = "mask"
 
 
-class ExportWeights(Command, tag="export_weights", kw_only=True):
+class ExportWeights(Command, tag="export_weights", frozen=True, kw_only=True):
     """Write the current weights as an HF folder (safetensors, config, tokenizer files) at `path`, fsynced, renamed into place."""
 
     path: str
@@ -58,19 +58,19 @@ class ExportWeights(Command, tag="export_weights", kw_only=True):
     fsync: bool = True
 
 
-class SaveCheckpoint(Command, tag="save_checkpoint", kw_only=True):
+class SaveCheckpoint(Command, tag="save_checkpoint", frozen=True, kw_only=True):
     """Write weights, optimizer and RNG below the existing folder `path`; the actor writes ledger and manifest and commits."""
 
     path: str
 
 
-class RestoreCheckpoint(Command, tag="restore_checkpoint", kw_only=True):
+class RestoreCheckpoint(Command, tag="restore_checkpoint", frozen=True, kw_only=True):
     """Load what `SaveCheckpoint` wrote; follows `LoadModel`."""
 
     path: str
 
 
-class StopRank(Command, tag="stop_rank", kw_only=True):
+class StopRank(Command, tag="stop_rank", frozen=True, kw_only=True):
     """Leave."""
 
 
@@ -78,7 +78,7 @@ class Reply(Record, tag_field="type"):
     """What a rank answers."""
 
 
-class RankReady(Reply, tag="rank_ready", kw_only=True):
+class RankReady(Reply, tag="rank_ready", frozen=True, kw_only=True):
     """The process is up and has imported what it needs."""
 
     torch_version: str
@@ -86,13 +86,13 @@ class RankReady(Reply, tag="rank_ready", kw_only=True):
     device: str
 
 
-class ModelLoaded(Reply, tag="model_loaded", kw_only=True):
+class ModelLoaded(Reply, tag="model_loaded", frozen=True, kw_only=True):
     """`LoadModel` is done."""
 
     n_parameters: int
 
 
-class StepDone(Reply, tag="step_done", kw_only=True):
+class StepDone(Reply, tag="step_done", frozen=True, kw_only=True):
     """`TrainStep` is done. Metrics are plain numbers by name; a skipped step made no update."""
 
     step: int
@@ -105,27 +105,27 @@ class StepDone(Reply, tag="step_done", kw_only=True):
     elapsed_ns: int
 
 
-class WeightsExported(Reply, tag="weights_exported", kw_only=True):
+class WeightsExported(Reply, tag="weights_exported", frozen=True, kw_only=True):
     """`ExportWeights` is done and the folder is in place."""
 
     manifest: WeightManifest
     elapsed_ns: int
 
 
-class CheckpointSaved(Reply, tag="checkpoint_saved", kw_only=True):
+class CheckpointSaved(Reply, tag="checkpoint_saved", frozen=True, kw_only=True):
     """`SaveCheckpoint` is done: every file below the folder with its size and xxh3-128 hash."""
 
     files: dict[str, tuple[int, str]]
     elapsed_ns: int
 
 
-class CheckpointRestored(Reply, tag="checkpoint_restored", kw_only=True):
+class CheckpointRestored(Reply, tag="checkpoint_restored", frozen=True, kw_only=True):
     """`RestoreCheckpoint` is done."""
 
     elapsed_ns: int
 
 
-class RankFailed(Reply, tag="rank_failed", kw_only=True):
+class RankFailed(Reply, tag="rank_failed", frozen=True, kw_only=True):
     """A command failed. The rank goes on if `fatal` is false."""
 
     message: str

@@ -7,7 +7,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A value inside an event. Unknown fields are skipped, so that older code reads newer records."""
 
 
-class Task(Record, kw_only=True):
+class Task(Record, frozen=True, kw_only=True):
     """A question with its metadata. Its references are in `AnswerKey`, which a driver never reads."""
 
     id: str
@@ -17,7 +17,7 @@ class Task(Record, kw_only=True):
     """Facts about the task for reports and samplers, e.g. `hops`. Never the answer."""
 
 
-class AnswerKey(Record, kw_only=True):
+class AnswerKey(Record, frozen=True, kw_only=True):
     """The privileged references of a task."""
 
     task: str
@@ -25,7 +25,7 @@ class AnswerKey(Record, kw_only=True):
     aug_answers: list[str] = []
 
 
-class Version(Record, order=True, kw_only=True):
+class Version(Record, order=True, frozen=True, kw_only=True):
     """A policy version: the step grows with updates, the lineage with every trainer that restarts from a checkpoint."""
 
     lineage: int
@@ -41,7 +41,7 @@ class Version(Record, order=True, kw_only=True):
         return cls(lineage=int(lineage), step=int(step))
 
 
-class Column(Record, kw_only=True):
+class Column(Record, frozen=True, kw_only=True):
     """A packed array: little-endian `dtype` ("u4", "f4", "u1", ...), its shape and its bytes."""
 
     dtype: str
@@ -49,7 +49,7 @@ class Column(Record, kw_only=True):
     data: bytes
 
 
-class VersionRun(Record, kw_only=True):
+class VersionRun(Record, frozen=True, kw_only=True):
     """Tokens [start, end) were generated under one policy version, as the engine's reply said."""
 
     version: Version
@@ -57,7 +57,7 @@ class VersionRun(Record, kw_only=True):
     end: int
 
 
-class OriginRun(Record, kw_only=True):
+class OriginRun(Record, frozen=True, kw_only=True):
     """Tokens [start, end) come from one origin: `prompt`, `generated`, `tool` or `forced`."""
 
     origin: str
@@ -65,7 +65,7 @@ class OriginRun(Record, kw_only=True):
     end: int
 
 
-class Segment(Record, kw_only=True):
+class Segment(Record, frozen=True, kw_only=True):
     """One training sequence of T tokens: the first `n_prompt` are the first prompt, the rest extends it.
 
     Columns, each of shape (T,): `ids` u4; `mask` u1 (1 = generated in this segment and trained); `logprobs` f4 (behaviour
@@ -83,14 +83,14 @@ class Segment(Record, kw_only=True):
     parent: str | None = None
 
 
-class Trajectory(Record, kw_only=True):
+class Trajectory(Record, frozen=True, kw_only=True):
     """What learning reads of a finished episode."""
 
     episode: str
     segments: list[Segment]
 
 
-class RewardItem(Record, kw_only=True):
+class RewardItem(Record, frozen=True, kw_only=True):
     """A named part of a reward, with the tokens [start, end) of a segment that it speaks of, where it does."""
 
     name: str
@@ -101,14 +101,14 @@ class RewardItem(Record, kw_only=True):
     end: int | None = None
 
 
-class Reward(Record, kw_only=True):
+class Reward(Record, frozen=True, kw_only=True):
     """The verdict of a grader: the value that learning uses, and the parts it is made of."""
 
     value: float
     items: list[RewardItem] = []
 
 
-class Document(Record, kw_only=True):
+class Document(Record, frozen=True, kw_only=True):
     """One document that a tool returned."""
 
     url: str
@@ -116,7 +116,7 @@ class Document(Record, kw_only=True):
     title: str = ""
 
 
-class ToolResult(Record, kw_only=True):
+class ToolResult(Record, frozen=True, kw_only=True):
     """What a tool returned, or how it failed.
 
     `error` is one of `retryable`, `permanent`, `refused`, `timeout`; the first and the last are the infrastructure's fault.
@@ -128,7 +128,7 @@ class ToolResult(Record, kw_only=True):
     elapsed_ns: int = 0
 
 
-class ToolUse(Record, kw_only=True):
+class ToolUse(Record, frozen=True, kw_only=True):
     """One line of an episode's tool log: what was asked and what came of it, without page text."""
 
     turn: int
@@ -138,7 +138,7 @@ class ToolUse(Record, kw_only=True):
     error: str | None = None
 
 
-class BlobRef(Record, kw_only=True):
+class BlobRef(Record, frozen=True, kw_only=True):
     """Where a large payload lies: `n_chunks` messages on the BLOBS subject of `episode` and `hash` (xxh3-128 hex)."""
 
     episode: str
@@ -147,7 +147,7 @@ class BlobRef(Record, kw_only=True):
     n_chunks: int
 
 
-class ShardFile(Record, kw_only=True):
+class ShardFile(Record, frozen=True, kw_only=True):
     """One file of a published version, with the xxh3-128 checksum of every tensor in it."""
 
     name: str
@@ -155,14 +155,14 @@ class ShardFile(Record, kw_only=True):
     checksums: dict[str, str]
 
 
-class WeightManifest(Record, kw_only=True):
+class WeightManifest(Record, frozen=True, kw_only=True):
     """The weights of a version: a folder in Hugging Face layout on the trainer's host."""
 
     path: str
     shards: list[ShardFile]
 
 
-class Interval(Record, kw_only=True):
+class Interval(Record, frozen=True, kw_only=True):
     """Sequences first..last of a stream, both included."""
 
     first: int
