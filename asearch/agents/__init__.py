@@ -1,0 +1,1 @@
+"""Search agents as pure episode state machines: `(state, fact) -> (state, requests)`."""
