@@ -51,5 +51,21 @@ class StreamFullError(BusError):
     """A stream is at its bound and discards new events."""
 
 
+class NoResponderError(BusError):
+    """Nobody listens on the subject of a request."""
+
+
+class RequestTimeoutError(BusError):
+    """A request was not answered in time."""
+
+
+class BlobMissingError(BusError):
+    """A payload that an event refers to is not stored any more, or its bytes are not those that were stored."""
+
+
+class StreamRewoundError(BusError):
+    """The broker lost the tail of a stream, or made it anew: what was read before may be void; fold again from the start."""
+
+
 class DecodeError(AsearchError):
     """Bytes that are not an event this code knows."""
