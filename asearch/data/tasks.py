@@ -12,6 +12,9 @@ from schemas.records import AnswerKey, Task
 
 ID_KEYS = ("id", "idx", "qid", "query_id")
 MAX_QUESTION_CHARS = 8_000
+MAX_META_CHARS = 200
+MIN_TELLING_CHARS = 3
+"""An answer shorter than this ("2", "no") may stand in a harmless fact (the number of hops) by chance."""
 _OWN_KEYS = frozenset((*ID_KEYS, "question", "answer", "aug_answer"))
 _SPLIT_BUCKETS = 1_000_000
 
@@ -30,13 +33,19 @@ class LoadedTask(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def task(self) -> Task:
-        """What a driver may know."""
-        return Task(id=self.id, question=self.question, meta=self.meta)
+        """What a driver may know: short facts that neither name an answer nor are called one."""
+        return Task(id=self.id, question=self.question, meta={k: v for k, v in self.meta.items() if self._harmless(k, v)})
 
     @property
     def key(self) -> AnswerKey:
         """What graders alone know."""
         return AnswerKey(task=self.id, answers=self.answers, aug_answers=self.aug_answers)
+
+    def _harmless(self, name: str, value: str) -> bool:
+        if len(value) > MAX_META_CHARS or any(word in name.lower() for word in ("answer", "gold", "target")):
+            return False
+        answers = (a.casefold() for a in (*self.answers, *self.aug_answers) if len(a) >= MIN_TELLING_CHARS)
+        return not any(answer in value.casefold() for answer in answers)
 
 
 def load_tasks(path: Path, max_question_chars: int = MAX_QUESTION_CHARS) -> list[LoadedTask]:

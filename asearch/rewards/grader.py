@@ -1,0 +1,106 @@
+"""Rewards of finished episodes, by name.
+
+A grader is a pure function of what the model generated, the tool log and the answer key. No page text is within its reach, so a
+page that contains `<answer>` cannot change a reward.
+"""
+
+import math
+from collections.abc import Callable
+
+import msgspec
+
+from asearch.errors import ConfigError, GradingError
+from asearch.rewards.answer import AUG_WEIGHT, Score, best, best_with_aug, cover_text, cover_words, exact_match, f1
+from asearch.rewards.format import format_score
+from asearch.rewards.normalise import NORMALISERS, normaliser
+from asearch.tools.base import unknown_name
+from schemas.records import AnswerKey, Reward, RewardItem, ToolUse
+
+
+class GradeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a grader reads of an episode. `answer` was parsed from the generations by the episode's protocol."""
+
+    generations: list[str]
+    answer: str | None
+    tool_log: list[ToolUse] = []
+
+
+class RewardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which reward, and its parameters. `normalise` None: the variant that the reward's source uses."""
+
+    name: str = "f1_format"
+    normalise: str | None = None
+    aug_weight: float = AUG_WEIGHT
+
+    def __post_init__(self) -> None:
+        if self.name not in REWARDS:
+            raise ConfigError(unknown_name("reward", self.name, REWARDS))
+        if self.normalise is not None:
+            normaliser(self.normalise)
+        if not 0.0 <= self.aug_weight <= 1.0:
+            raise ConfigError(f"rewards.aug_weight must be in [0, 1], not {self.aug_weight}.")
+
+
+RewardFunction = Callable[[GradeRecord, AnswerKey, RewardConfig], list[RewardItem]]
+"""The parts of a reward; its value is the sum of their values times their weights."""
+
+REWARDS: dict[str, RewardFunction] = {}
+
+
+def register_reward(name: str, function: RewardFunction) -> None:
+    """Make a reward known by name. Raises ConfigError if the name is taken."""
+    if name in REWARDS:
+        raise ConfigError(f"There is already a reward named {name!r}. Choose another name.")
+    REWARDS[name] = function
+
+
+def grade(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> Reward:
+    """The verdict on an episode.
+
+    Raises GradingError: no references, an answer that the model did not generate, a value that is not a finite number.
+    """
+    if not key.answers:
+        raise GradingError(f"Task {key.task!r} has no answers to compare with. Give its line an `answer`.")
+    _refuse_foreign_answer(record, key)
+    items = REWARDS[config.name](record, key, config)
+    value = sum(item.value * item.weight for item in items)
+    if not all(map(math.isfinite, [value, *(x for item in items for x in (item.value, item.weight))])):
+        raise GradingError(f"The reward {config.name!r} of task {key.task!r} is not finite: {items}.")
+    return Reward(value=value, items=items)
+
+
+def is_correct(answer: str | None, key: AnswerKey) -> bool:
+    """Whether an answer counts as right in accuracy reports: exact match after SQuAD normalisation, with any reference."""
+    return best(exact_match, answer, [*key.answers, *key.aug_answers], NORMALISERS["squad"]) == 1.0
+
+
+def _refuse_foreign_answer(record: GradeRecord, key: AnswerKey) -> None:
+    answer = (record.answer or "").strip()
+    if answer and not any(answer in generation for generation in record.generations):
+        raise GradingError(f"The answer to task {key.task!r} is not in what the model generated, so it is not graded.")
+
+
+def _f1_format(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> list[RewardItem]:
+    """ASearcher's reward for base models: F1 × format (Gao et al. 2025, §3.4)."""
+    formed = format_score(record.generations)
+    score = _scored(f1, "asearcher", record, key, config)
+    return [RewardItem(name="f1", value=score, weight=formed), RewardItem(name="format", value=formed, weight=0.0)]
+
+
+def _answer_reward(name: str, score: Score, default: str) -> RewardFunction:
+    def items(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> list[RewardItem]:
+        return [RewardItem(name=name, value=_scored(score, default, record, key, config))]
+
+    return items
+
+
+def _scored(score: Score, default: str, record: GradeRecord, key: AnswerKey, config: RewardConfig) -> float:
+    variant = normaliser(config.normalise or default)
+    return best_with_aug(score, record.answer, key.answers, key.aug_answers, variant, config.aug_weight)
+
+
+register_reward("f1_format", _f1_format)
+register_reward("f1", _answer_reward("f1", f1, "asearcher"))
+register_reward("em", _answer_reward("em", exact_match, "squad"))
+register_reward("cem", _answer_reward("cem", cover_words, "squad"))
+register_reward("cem_text", _answer_reward("cem_text", cover_text, "squad"))
