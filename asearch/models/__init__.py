@@ -1,0 +1,1 @@
+"""Hugging Face model folders: configuration, weights, tokenizer, and a small decoder for inference."""

@@ -1,0 +1,97 @@
+"""A Qwen2 and Qwen3 decoder for inference in fp32 on CPU, with little Python per step.
+
+The architecture is that of the Qwen2 (arXiv 2407.10671) and Qwen3 (arXiv 2505.09388) reports: pre-norm decoder with
+RMSNorm (arXiv 1910.07467), rotary positions (arXiv 2104.09864), grouped-query attention (arXiv 2305.13245) and SwiGLU
+(arXiv 2002.05202). Shapes: N tokens of a step, H hidden, Q query heads, K key heads, D head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, silu
+
+from asearch.models.attention import OneTokenPlan, Plan, Span, SpansPlan
+from asearch.models.config import ModelConfig
+from asearch.models.fused import FusedLayer, FusedWeights, fuse
+from asearch.models.kv_cache import KvCache
+
+
+class Decoder:
+    """Runs prompts and decoding steps over the rows of a `KvCache`. Not thread-safe; keeps no state of its own."""
+
+    def __init__(self, config: ModelConfig, weights: FusedWeights) -> None:
+        self.config = config
+        self.weights = weights
+        self._q_width = config.n_heads * config.head_dim
+        self._qk_width = self._q_width + config.n_kv_heads * config.head_dim
+        self._qk_heads = config.n_heads + config.n_kv_heads
+
+    @classmethod
+    def from_tensors(cls, config: ModelConfig, tensors: Mapping[str, Tensor], n_positions: int) -> Decoder:
+        """A decoder for sequences of at most `n_positions` tokens from tensors named as by `transformers`."""
+        return cls(config, fuse(tensors, config, n_positions))
+
+    @torch.inference_mode()
+    def decode(self, cache: KvCache, rows: Sequence[int], ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Feeds one token per row at its position; returns logits [N, V] in fp32. Rows are distinct."""
+        rows_N, positions_N = torch.tensor(rows), torch.tensor(positions)
+        plan = OneTokenPlan(cache, self.config.n_kv_heads, rows, [position + 1 for position in positions])
+        x_NH = self.weights.embed_VH.index_select(0, torch.tensor(ids))
+        return self._forward(cache, x_NH, rows_N, positions_N, plan, None)
+
+    @torch.inference_mode()
+    def prefill(self, cache: KvCache, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
+        """Feeds parts of prompts (row, position of its first token, ids); earlier positions are in the cache.
+
+        Returns the logits [len(parts), V] that follow the last token of each part. Rows are distinct.
+        """
+        spans: list[Span] = []
+        ids: list[int] = []
+        for row, start, part in parts:
+            spans.append(Span(row, start, len(ids), len(part)))
+            ids.extend(part)
+        rows_N = torch.cat([torch.full((span.n_tokens,), span.row) for span in spans])
+        positions_N = torch.cat([torch.arange(span.start, span.start + span.n_tokens) for span in spans])
+        plan = SpansPlan(cache, self.config.n_kv_heads, spans)
+        x_NH = self.weights.embed_VH.index_select(0, torch.tensor(ids))
+        return self._forward(cache, x_NH, rows_N, positions_N, plan, spans)
+
+    def _forward(
+        self, cache: KvCache, x_NH: Tensor, rows_N: Tensor, positions_N: Tensor, plan: Plan, spans: list[Span] | None
+    ) -> Tensor:
+        config, eps = self.config, self.config.rms_norm_eps
+        shape = (config.hidden_size,)
+        rotation_N1C = self.weights.rotation_LC.index_select(0, positions_N).unsqueeze(1)
+        entries_LN = cache.entries_LN(rows_N, positions_N)
+        for i, layer in enumerate(self.weights.layers):
+            q_NQD = self._project(layer, rms_norm(x_NH, shape, None, eps), rotation_N1C, cache, entries_LN[i])
+            if spans is not None and i == config.n_layers - 1:
+                # Only the last token of each part goes on: its keys and values are written, no one reads the others.
+                last_N = torch.tensor([span.first + span.n_tokens - 1 for span in spans])
+                x_NH, q_NQD = x_NH.index_select(0, last_N), q_NQD.index_select(0, last_N)
+                lengths = [span.start + span.n_tokens for span in spans]
+                plan = OneTokenPlan(cache, config.n_kv_heads, [span.row for span in spans], lengths)
+            x_NH = torch.addmm(x_NH, plan.attend(i, q_NQD), layer.out_QH)
+            if layer.out_bias_H is not None:
+                x_NH += layer.out_bias_H
+            gate_up = rms_norm(x_NH, shape, None, eps) @ layer.gate_up_HF
+            gate, up = gate_up.chunk(2, -1)
+            x_NH = torch.addmm(x_NH, silu(gate).mul_(up), layer.down_FH)
+        return rms_norm(x_NH, shape, None, eps) @ self.weights.head_HV
+
+    def _project(
+        self, layer: FusedLayer, x_NH: Tensor, rotation_N1C: Tensor, cache: KvCache, entries_N: Tensor
+    ) -> Tensor:
+        """Writes keys and values of the step into the cache; returns the rotated queries [N, Q, D]."""
+        bias = layer.qkv_bias_W
+        qkv_NW = x_NH @ layer.qkv_HW if bias is None else torch.addmm(bias, x_NH, layer.qkv_HW)
+        head_dim = self.config.head_dim
+        qk = qkv_NW[:, : self._qk_width].unflatten(1, (self._qk_heads, head_dim))
+        if layer.qk_norm_ND is not None:
+            qk.copy_(rms_norm(qk, (head_dim,), None, self.config.rms_norm_eps).mul_(layer.qk_norm_ND))
+        torch.view_as_complex(qk.unflatten(2, (head_dim // 2, 2))).mul_(rotation_N1C)
+        cache.flat_XW.index_copy_(0, entries_N, qkv_NW[:, self._q_width :])
+        return qk[:, : self.config.n_heads]
