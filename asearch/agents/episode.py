@@ -1,8 +1,9 @@
 """The words of an episode: its start, the facts it is folded from, the requests it makes, and its state.
 
 An agent is a pure function: the same start and the same facts give the same state and the same requests, in the driver,
-in replay, in evaluation and in simulation. Token ids and log-probabilities are packed little-endian bytes (`asearch.agents.packed`),
-so that states are immutable and comparable, and nothing is copied between an event's columns and the state.
+in replay, in evaluation and in simulation. Token ids and log-probabilities are packed little-endian bytes
+(`asearch.agents.packed`), so that states are immutable and comparable, and nothing is copied between an event's columns and
+the state.
 """
 
 from typing import Literal, Protocol
@@ -33,7 +34,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EpisodeStart(Value, frozen=True, kw_only=True):
-    """What an episode begins from. `purpose` is `train`, `eval` or `synthesis`; `seed` decides the sampling seeds of its calls."""
+    """What an episode begins from. `purpose` is `train`, `eval` or `synthesis`; the sampling seeds follow from `seed`."""
 
     episode: str
     question: str

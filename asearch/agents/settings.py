@@ -4,17 +4,18 @@ from typing import Literal
 
 import msgspec
 
-PositiveInt = int
+from asearch.errors import ConfigError
+from asearch.tools.format import PRESETS, ToolFormat
 
 OnMalformed = Literal["end", "continue"]
-ContextName = str
+LENGTHS = ("max_doc_chars", "max_page_chars", "page_chunk_chars", "max_chunks", "short_chars")
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of a tag agent; the defaults follow ASearcher's base agent (arXiv 2508.07976, 16-node configuration).
 
     A turn is one model generation, reading calls included. Lengths are in tokens of the policy's tokenizer, `*_chars` in
-    characters. `validate()` raises ConfigError for values that contradict each other.
+    characters. Values that contradict each other are refused by `checked`.
     """
 
     name: str = "asearcher_base"
@@ -50,17 +51,48 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     topk: int = 5
     """Documents of a search result that are shown."""
-    doc_chars: int = 5000
-    max_page_chars: int = 250_000
-    page_chunk_chars: int = 25_000
-    max_chunks: int = 10
-    short_chars: int = 100
-    """Characters of a page chunk that memory keeps."""
-    tool_text: Literal["asearcher", "compact"] = "asearcher"
-    """Wording of tool results; `compact` is for small models that pay for every token."""
+    tool_text: str = "asearcher"
+    """Preset of `asearch.tools.format`; `compact` is for small models that pay for every token."""
+    max_doc_chars: int | None = None
+    """This and the next four: lengths in the preset's place, in characters, where they are given."""
+    max_page_chars: int | None = None
+    page_chunk_chars: int | None = None
+    max_chunks: int | None = None
+    short_chars: int | None = None
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
     eval_temperature: float = 0.0
     """Used where the purpose is `eval`; 0 is greedy."""
+
+
+def checked(settings: AgentSettings) -> AgentSettings:
+    """Return the settings, or raise ConfigError naming the first that cannot work."""
+    for field in ("max_turns", "max_new_tokens", "max_context_tokens", "min_new_tokens", "topk"):
+        if getattr(settings, field) < 1:
+            raise ConfigError(f"agent.{field} must be at least 1, not {getattr(settings, field)}.")
+    for field in ("forced_turns", "forced_tokens", "max_malformed"):
+        if getattr(settings, field) < 0:
+            raise ConfigError(f"agent.{field} must not be negative, but is {getattr(settings, field)}.")
+    if settings.forced_turns >= settings.max_turns:
+        raise ConfigError(
+            f"agent.forced_turns ({settings.forced_turns}) must be less than agent.max_turns ({settings.max_turns}): "
+            "no turn would be left for acting."
+        )
+    if settings.forced_tokens + settings.min_new_tokens >= settings.max_context_tokens:
+        raise ConfigError("agent.forced_tokens and agent.min_new_tokens leave nothing of agent.max_context_tokens.")
+    unknown = set(settings.tools) - {"search", "access"}
+    if unknown:
+        raise ConfigError(f"agent.tools names unknown tools: {', '.join(sorted(unknown))}. Known: search, access.")
+    tool_format(settings)
+    return settings
+
+
+def tool_format(settings: AgentSettings) -> ToolFormat:
+    """The preset with the lengths that the settings change. Raises ConfigError for an unknown preset or a wrong length."""
+    preset = PRESETS.get(settings.tool_text)
+    if preset is None:
+        raise ConfigError(f"agent.tool_text is {settings.tool_text!r}; known presets: {', '.join(sorted(PRESETS))}.")
+    lengths = {name: getattr(settings, name) for name in LENGTHS if getattr(settings, name) is not None}
+    return msgspec.structs.replace(preset, **lengths)
