@@ -1,0 +1,1 @@
+"""Learning as pure functions: advantages, objectives, packing, staleness, the ledger."""

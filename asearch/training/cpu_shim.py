@@ -1,0 +1,104 @@
+"""What megatron-core 0.16.1 needs to run without CUDA, and corrections of its state handling where Adam is torch's.
+
+Import order matters: `install_device_shim` before the first import of megatron. The patches are global, so a process that
+calls it must be a trainer's rank. Both functions do nothing where they are not needed.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "empty_like", "zeros_like", "ones_like")
+
+
+def install_device_shim() -> None:
+    """Let calls that name the CUDA device land on the CPU. Returns at once where CUDA is available."""
+    if torch.cuda.is_available():
+        return
+    # Compiled functions would call a C++ compiler at run time; megatron decorates some of its own with torch.compile, and
+    # the decorator alone imports the whole compiler.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    cpu = torch.device("cpu")
+    patch = cast("Callable[[object, str, object], None]", setattr)
+    patch(torch, "compile", _not_compiled)
+    # torch's compiler, if something imports it later, wants one function object under each name.
+    for name in ("synchronize", "empty_cache", "set_device"):
+        patch(torch.cuda, name, lambda *_a, **_k: None)
+    patch(torch.cuda, "current_device", lambda: cpu)
+    patch(torch.cuda, "get_rng_state", lambda *_a, **_k: torch.get_rng_state())
+    patch(torch.cuda, "manual_seed", lambda seed: torch.manual_seed(seed))
+    for name in _FACTORIES:
+        patch(torch, name, _on_cpu(getattr(torch, name), cpu))
+    patch(torch.Tensor, "cuda", lambda self, *_a, **_k: self)
+    patch(torch.Tensor, "type", _named_as_cuda(torch.Tensor.type))
+
+    from megatron.core.tensor_parallel import random
+
+    patch(random, "_get_cuda_rng_state", lambda *_a, **_k: torch.get_rng_state())
+    patch(random, "_set_cuda_rng_state", lambda state, *_a, **_k: torch.set_rng_state(state))
+
+
+def correct_optimizer_state() -> None:
+    """Correct three faults of `DistributedOptimizer` with torch's AdamW, on any device. Returns at once with a fused Adam.
+
+    1. Loading puts one `step` tensor into the state of every parameter; AdamW then counts it up once per parameter.
+    2. `state_dict` of an optimizer that has not stepped fails, because it expects exactly one `step`.
+    3. Loading a fully reshardable checkpoint looks up `step` among the tensors of a parameter and fails.
+    """
+    from megatron.core.optimizer import distrib_optimizer
+
+    if distrib_optimizer.HAVE_APEX_OR_TE or getattr(distrib_optimizer.DistributedOptimizer, "_asearch_corrected", False):
+        return
+    kind = cast("Any", distrib_optimizer.DistributedOptimizer)
+    load, state, set_states = kind.load_state_dict, kind.state_dict, kind._set_main_param_and_optimizer_states  # noqa: SLF001
+
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        load(self, state_dict)
+        for entry in self.optimizer.state.values():
+            if isinstance(entry.get("step"), torch.Tensor):
+                entry["step"] = entry["step"].clone()
+
+    def state_dict(self: Any) -> Any:
+        if not self.optimizer.state:
+            self._init_optimizer_states_with_dummy_values()
+        return state(self)
+
+    def set_main_param_and_optimizer_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        entry = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        step = entry.pop("step", None)
+        set_states(self, model_param, {name: value for name, value in tensors.items() if name != "step"})
+        if step is not None:
+            entry["step"] = step
+
+    kind.load_state_dict = load_state_dict
+    kind.state_dict = state_dict
+    kind._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states  # noqa: SLF001
+    kind._asearch_corrected = True  # noqa: SLF001
+
+
+def _not_compiled(function: Callable[..., Any] | None = None, **_options: Any) -> Callable[..., Any]:
+    return function if function is not None else lambda decorated: decorated
+
+
+def _on_cpu(factory: Callable[..., Any], cpu: torch.device) -> Callable[..., Any]:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type == "cuda":
+            kwargs["device"] = cpu
+        kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return make
+
+
+def _named_as_cuda(type_of: Callable[..., Any]) -> Callable[..., Any]:
+    def named(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # Megatron asserts on names such as `torch.cuda.FloatTensor`.
+        if dtype is None:
+            return str(type_of(self)).replace("torch.", "torch.cuda.", 1)
+        return type_of(self, dtype, *args, **kwargs)
+
+    return named

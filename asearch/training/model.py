@@ -1,0 +1,111 @@
+"""megatron-core's GPTModel in the shape of a Hugging Face Qwen2 or Qwen3 folder."""
+
+import copy
+from typing import Any, cast
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import silu
+
+from asearch.errors import InputError
+from asearch.models.config import ModelConfig
+from asearch.training.attention import PackedAttention, PackedLayout
+from asearch.training.norm import RankNorm
+from asearch.training.settings import TrainerSettings
+
+
+class PolicyModel(GPTModel):
+    """A GPTModel that computes logits only where a loss or a log-probability is taken."""
+
+    _selected_N: Tensor | None = None
+
+    def select(self, ids_T: Tensor, layout: PackedLayout, rows_N: Tensor) -> Tensor:
+        """Logits (N, V) that follow the tokens at `rows_N` of the packed `ids_T`; V is this rank's share of the vocabulary."""
+        self._selected_N = rows_N
+        logits = self.forward(ids_T.unsqueeze(0), None, None, packed_seq_params=layout)  # pyright: ignore[reportArgumentType]
+        return cast("Tensor", logits).squeeze(0)
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.post_process and self._selected_N is not None:
+            hidden_states = hidden_states.index_select(0, self._selected_N)
+        return super()._postprocess(hidden_states, *args, **kwargs)
+
+
+def transformer_config(model: ModelConfig, settings: TrainerSettings) -> TransformerConfig:
+    """Megatron's configuration for `model`. Raises InputError for what its layers cannot express."""
+    if model.o_bias:
+        raise InputError("a bias on the attention's output projection is not supported by the trainer")
+    gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    return TransformerConfig(
+        num_layers=model.n_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.intermediate_size,
+        num_attention_heads=model.n_heads,
+        num_query_groups=model.n_kv_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.rms_norm_eps,
+        qk_layernorm=model.qk_norm,
+        add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
+        gated_linear_unit=True,
+        activation_func=silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        use_cpu_initialization=not gpu,
+        perform_initialization=False,
+        bf16=settings.precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        calculate_per_token_loss=True,
+        persist_layer_norm=gpu,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=gpu,
+        bias_dropout_fusion=gpu,
+        apply_rope_fusion=gpu,
+        tensor_model_parallel_size=settings.tensor_parallel,
+        pipeline_model_parallel_size=settings.pipeline_parallel,
+        context_parallel_size=settings.context_parallel,
+        sequence_parallel=settings.tensor_parallel > 1,
+    )
+
+
+def build_model(model: ModelConfig, settings: TrainerSettings) -> PolicyModel:
+    """The part of the model that this rank holds, with weights not yet set."""
+    config = transformer_config(model, settings)
+    built = PolicyModel(
+        config=config,
+        transformer_layer_spec=_layer_spec(model, config),
+        vocab_size=model.vocab_size,
+        max_sequence_length=model.max_positions,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=model.tied,
+        position_embedding_type="rope",
+        rotary_base=cast("int", model.rope_theta),
+    )
+    return built.cuda() if torch.cuda.is_available() else built
+
+
+def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
+    if torch.cuda.is_available():
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
+    layer = copy.deepcopy(get_gpt_layer_local_spec(qk_layernorm=model.qk_norm, normalization="RMSNorm"))
+    parts = cast("Any", layer.submodules)
+    parts.input_layernorm = parts.pre_mlp_layernorm = RankNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = PackedAttention
+    if model.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RankNorm
+    n_layers = get_num_layers_to_build(config)
+    return cast("ModuleSpec", TransformerBlockSubmodules(layer_specs=[layer] * n_layers, layer_norm=RankNorm))
