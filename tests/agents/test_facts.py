@@ -97,7 +97,7 @@ def test_gaps_overlaps_and_strangers_are_refused() -> None:
 
 
 def test_events_become_the_same_facts() -> None:
-    start, agent, state, request = begun()
+    start, agent, _, request = begun()
     text = " </think> <search> q </search>"
     fact = tokens(request.id, 0, text, "stop")
     event = TokensGenerated(
