@@ -86,6 +86,9 @@ Fact = GeneratedTokens | ToolReplied | DeadlineNear | Stopped
 class GenerateRequest(Value, frozen=True, kw_only=True):
     """Ask the policy for tokens. `held` are the tokens of this call that are here already: the engine goes on after them.
 
+    An engine looks for stop strings in new tokens only: one that is cut by a resumption may be missed, and the generation then
+    goes on to the next stop. Its tokens stay the policy's own, and parsing takes the last match of a tag.
+
     `id` is deterministic and the same for every resumption. `max_new_tokens` counts what may still come after `held`.
     `prompt` and `held` are packed u4.
     """
@@ -157,6 +160,11 @@ class OpenCall(Value, frozen=True, kw_only=True):
     ids: bytes = b""
     logprobs: bytes = b""
     versions: tuple[VersionRun, ...] = ()
+
+    @property
+    def n_held(self) -> int:
+        """Tokens that are here: the offset at which the next fact must begin."""
+        return len(self.ids) // 4
 
 
 class Observation(Value, frozen=True, kw_only=True):

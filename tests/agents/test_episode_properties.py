@@ -139,3 +139,7 @@ def test_texts_of_tools_are_never_acted_upon(drawn: tuple[int, EpisodeStart]) ->
     for state in play.states:
         assert sum(part is not None for part in (state.call, state.tool, state.finished)) == 1
         assert state.n_turns <= play.start.settings.max_turns
+    limits = play.start.settings
+    if play.finished.status == "exhausted" and limits.forced_tokens and limits.forced_turns:
+        last = [out[0] for out in play.emitted if out and isinstance(out[0], GenerateRequest)][-1]
+        assert last.kind == "answer"
