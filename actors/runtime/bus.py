@@ -218,12 +218,20 @@ class Bus(Protocol):
         """The core subject of a message type with this key: what `reply_to` fields hold."""
         ...
 
-    async def publish(self, message: Message, *, key: str | None = None, subject: str | None = None) -> None:
+    async def publish(
+        self, message: Message, *, key: str | None = None, subject: str | None = None, traceparent: str | None = None
+    ) -> None:
         """Send a core message to a key of its type, or to a subject; lost if nobody listens. Exactly one of the two."""
         ...
 
     async def request(
-        self, message: Message, *, key: str | None = None, subject: str | None = None, timeout_s: float
+        self,
+        message: Message,
+        *,
+        key: str | None = None,
+        subject: str | None = None,
+        timeout_s: float,
+        traceparent: str | None = None,
     ) -> Message:
         """Send a core message and wait for the answer.
 

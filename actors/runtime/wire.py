@@ -1,0 +1,235 @@
+"""One NATS connection, reduced to what the bus needs: send, direct callbacks by subscription, requests by token.
+
+Acknowledgements, pulled messages and replies come by the thousand a second, so they skip the client's queue and task per
+subscription: their callbacks run in the read loop and must neither block nor await.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import msgspec
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.errors import NoServersError
+
+from actors.runtime.platform import Platform
+from asearch.errors import BusError, NoResponderError, RequestTimeoutError
+
+log = logging.getLogger(__name__)
+
+RECONNECT_WAIT_S = 0.1
+PING_INTERVAL_S = 10
+MAX_UNSENT_BYTES = 16 << 20
+NO_RESPONDERS = 503
+
+
+class Packet(msgspec.Struct, gc=False):
+    """A message as it came: `header` holds the raw header lines, None where there are none."""
+
+    subject: str
+    reply: str
+    data: bytes
+    header: bytes | None
+
+    @property
+    def status(self) -> int:
+        """The status in the header's first line, 0 without one."""
+        if self.header is None:
+            return 0
+        line = self.header[8:12].strip()
+        return int(line) if line.isdigit() else 0
+
+    def field(self, name: bytes) -> str | None:
+        """The value of a header field, in the spelling of the broker."""
+        if self.header is None:
+            return None
+        start = self.header.find(b"\r\n" + name + b": ")
+        if start < 0:
+            return None
+        start += len(name) + 4
+        return self.header[start : self.header.index(b"\r\n", start)].decode("utf-8", "replace")
+
+
+PacketHandler = Callable[[Packet], None]
+
+
+class _Client(Client):
+    """The NATS client with a way past its per-subscription queues."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.direct: dict[int, PacketHandler] = {}
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        handler = self.direct.get(sid)
+        if handler is not None:
+            handler(Packet(subject.decode(), reply.decode(), data, headers or None))
+
+
+class Inlet:
+    """A subscription whose callback runs in the read loop."""
+
+    def __init__(self, client: _Client, sid: int, subject: str) -> None:
+        self._client = client
+        self._sid = sid
+        self.subject = subject
+
+    async def close(self) -> None:
+        """Stop listening."""
+        self._client.direct.pop(self._sid, None)
+        subscription = self._client._subs.get(self._sid)  # pyright: ignore[reportPrivateUsage]
+        if subscription is not None and not self._client.is_closed:
+            with contextlib.suppress(NatsError):
+                await subscription.unsubscribe()
+
+
+class Wire:
+    """The connection. It reconnects for ever; `on_reconnect` callbacks run after each time."""
+
+    def __init__(self, url: str, name: str, platform: Platform) -> None:
+        self.url = url
+        self.name = name
+        self.platform = platform
+        self.client = _Client()
+        self.prefix = f"_INBOX.{platform.new_id()[:22]}"
+        self.on_reconnect: list[Callable[[], None]] = []
+        self.connected = asyncio.Event()
+        self.counters: dict[str, float] = {"n_disconnects": 0.0, "n_broker_errors": 0.0}
+        self._waiting: dict[str, asyncio.Future[Packet]] = {}
+        self._n_tokens = 0
+        self._closing = False
+
+    async def open(self, timeout_s: float) -> None:
+        """Connect. Raises BusError if the broker cannot be reached within the timeout."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._connect()
+                await self.listen(f"{self.prefix}.*", self._on_reply)
+        except (TimeoutError, OSError, NatsError) as error:
+            await self.close()
+            reason = f"{type(error).__name__} {error}".strip()
+            raise BusError(
+                f"no NATS server at {self.url} within {timeout_s:g} s ({reason}): is the broker up?"
+            ) from error
+
+    async def _connect(self) -> None:
+        while True:
+            try:
+                await self.client.connect(
+                    self.url,
+                    name=self.name,
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnect,
+                    reconnected_cb=self._on_reconnect,
+                    closed_cb=self._on_closed,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=RECONNECT_WAIT_S,  # pyright: ignore[reportArgumentType]
+                    ping_interval=PING_INTERVAL_S,
+                    connect_timeout=5,
+                    allow_reconnect=True,
+                    skip_subject_validation=True,
+                )
+            except (OSError, NoServersError):
+                await self.platform.sleep(RECONNECT_WAIT_S)
+            else:
+                self.connected.set()
+                return
+
+    async def _on_error(self, error: Exception) -> None:
+        self.counters["n_broker_errors"] += 1
+        if not self._closing and not isinstance(error, ConnectionRefusedError):
+            log.warning("broker connection of %s: %s %s", self.name, type(error).__name__, error)
+
+    async def _on_disconnect(self) -> None:
+        self.connected.clear()
+        if not self._closing:
+            self.counters["n_disconnects"] += 1
+            log.warning("%s lost the broker at %s; reconnecting", self.name, self.url)
+
+    async def _on_reconnect(self) -> None:
+        self.connected.set()
+        log.info("%s is connected to the broker again", self.name)
+        for callback in list(self.on_reconnect):
+            callback()
+
+    async def _on_closed(self) -> None:
+        self.connected.clear()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(BusError(f"the broker connection of {self.name} was closed"))
+
+    async def close(self) -> None:
+        """Close without flushing."""
+        self._closing = True
+        with contextlib.suppress(NatsError, OSError):
+            await self.client.close()
+
+    async def listen(self, subject: str, handler: PacketHandler) -> Inlet:
+        """Call the handler for every message on the subject, from the read loop."""
+        # The client starts a task for its own callback; messages of this subscription never reach it.
+        subscription = await self.client.subscribe(subject, cb=_never)
+        sid = subscription._id  # pyright: ignore[reportPrivateUsage]
+        self.client.direct[sid] = handler
+        return Inlet(self.client, sid, subject)
+
+    async def send(self, subject: str, data: bytes, reply: str = "", header: dict[str, str] | None = None) -> None:
+        """Hand a message to the connection. Raises BusError if the connection is closed or its buffer full."""
+        try:
+            await self.client.publish(subject, data, reply, header)
+            if self.client.pending_data_size > MAX_UNSENT_BYTES:
+                await self.client.flush()
+        except (NatsError, OSError, TimeoutError) as error:
+            raise BusError(f"cannot send on {subject}: {type(error).__name__} {error}".strip()) from error
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until the broker has read everything sent so far. Raises BusError after the timeout."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.client.flush()
+        except (NatsError, OSError, TimeoutError) as error:
+            raise BusError(f"the broker did not take what was sent within {timeout_s:g} s") from error
+
+    def reply_subject(self) -> tuple[str, str]:
+        """A fresh reply subject and its token."""
+        self._n_tokens += 1
+        token = str(self._n_tokens)
+        return f"{self.prefix}.{token}", token
+
+    def expect(self, token: str) -> asyncio.Future[Packet]:
+        """The future that the message to this token will resolve."""
+        future: asyncio.Future[Packet] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = future
+        return future
+
+    def forget(self, token: str) -> None:
+        """Wait for this token no longer."""
+        self._waiting.pop(token, None)
+
+    def _on_reply(self, packet: Packet) -> None:
+        future = self._waiting.pop(packet.subject.rpartition(".")[2], None)
+        if future is not None and not future.done():
+            future.set_result(packet)
+
+    async def request(
+        self, subject: str, data: bytes, timeout_s: float, header: dict[str, str] | None = None
+    ) -> Packet:
+        """One message, one answer. Raises NoResponderError at once if nobody listens, RequestTimeoutError in the end."""
+        inbox, token = self.reply_subject()
+        future = self.expect(token)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.send(subject, data, inbox, header)
+                packet = await future
+        except TimeoutError:
+            raise RequestTimeoutError(f"no answer on {subject} within {timeout_s:g} s") from None
+        finally:
+            self.forget(token)
+        if packet.status == NO_RESPONDERS and not packet.data:
+            raise NoResponderError(f"nobody listens on {subject}")
+        return packet
+
+
+async def _never(_message: object) -> None:
+    """The callback the client asks for."""
