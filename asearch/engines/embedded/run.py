@@ -1,0 +1,157 @@
+"""Start and stop of one server process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import torch
+import uvloop
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+
+from asearch.engines.embedded.batch import Batch
+from asearch.engines.embedded.body import Limits
+from asearch.engines.embedded.options import Options
+from asearch.engines.embedded.scheduler import Scheduler
+from asearch.engines.embedded.server import Server
+from asearch.errors import EngineError, InputError
+from asearch.models.config import ModelConfig
+from asearch.models.decoder import Decoder
+from asearch.models.kv_cache import KvCache
+from asearch.models.tokenizer import Tokenizer
+from asearch.models.weights import load_weights
+
+_DEFAULT_CONTEXT = 32768
+_CACHE_BYTES = 64 << 30
+"""Address space for the cache; only what is written becomes resident."""
+_STOP_S = 1.0
+_BODY_BYTES = 256 << 20
+_SWITCH_S = 0.0005
+"""Longest time for which the event loop or the scheduler's thread keeps the other from Python: the default of 5 ms is
+about the length of a step, which has tens of points where it could be held up so long."""
+
+
+def serve(options: Options) -> None:
+    """Serves until SIGTERM or SIGINT. Raises `InputError` for a model and `EngineError` for a port not to be had."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sys.setswitchinterval(_SWITCH_S)
+    torch.set_num_threads(options.threads)
+    listener = _bind(options)
+    config = ModelConfig.load(options.model_path)
+    context_length = min(options.context_length or _DEFAULT_CONTEXT, config.max_positions)
+    if options.context_length and options.context_length > config.max_positions:
+        raise InputError(f"--context-length {options.context_length} exceeds the model's {config.max_positions}")
+    tensors = load_weights(options.model_path, config)
+    decoder = Decoder.from_tensors(config, tensors, context_length)
+    del tensors
+    cache = KvCache(config, _n_rows(options, config, context_length), context_length)
+    tokenizer = _tokenizer(options.model_path)
+    limits = _limits(options, config, context_length, tokenizer)
+    batch = Batch(
+        decoder,
+        cache,
+        options.weight_version,
+        max_running=min(options.max_running_requests, max(1, cache.n_rows - 1)),
+        max_total_tokens=options.max_total_tokens,
+        prefill_tokens=options.chunked_prefill_size,
+        stream_interval=options.stream_interval,
+        bytes_of=tokenizer.token_bytes if tokenizer else _no_bytes,
+    )
+    uvloop.run(_serve(options, config, limits, batch, listener))
+
+
+async def _serve(
+    options: Options, config: ModelConfig, limits: Limits, batch: Batch, listener: socket.socket
+) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    scheduler = Scheduler(batch, loop, options.threads)
+    scheduler.start()
+    server = Server(options, config, limits, scheduler)
+    http = web.Server(server.handle, request_factory=_request, access_log=None, handler_cancellation=True)
+    runner = web.ServerRunner(http, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=1024).start()
+    port = int(listener.getsockname()[1])
+    if options.port_file:
+        target = Path(options.port_file)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(f"{port}\n")
+        partial.replace(target)
+    sys.stderr.write(f"ready http://{options.host}:{port}\n")
+    sys.stderr.flush()
+    await stop.wait()
+    scheduler.stop(0.0)
+    try:
+        async with asyncio.timeout(_STOP_S):
+            await runner.cleanup()
+    except TimeoutError:
+        log = logging.getLogger(__name__)
+        log.warning("connections did not close within %s s", _STOP_S)
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: RequestHandler[web.BaseRequest],
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_BODY_BYTES)
+
+
+def _bind(options: Options) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((options.host, options.port))
+    except OSError as error:
+        where = f"{options.host}:{options.port}"
+        raise EngineError(f"cannot listen on {where}: {error.strerror}; choose another --port (0: any)") from error
+    return listener
+
+
+def _n_rows(options: Options, config: ModelConfig, context_length: int) -> int:
+    wanted = max(options.cache_rows or 2 * options.max_running_requests, options.max_running_requests + 1)
+    fitting = _CACHE_BYTES // KvCache.size_bytes(config, 1, context_length)
+    if fitting < 2:
+        raise InputError(f"two sequences of {context_length} tokens do not fit in memory: lower --context-length")
+    return min(wanted, fitting)
+
+
+def _limits(options: Options, config: ModelConfig, context_length: int, tokenizer: Tokenizer | None) -> Limits:
+    eos_ids = set(config.eos_ids)
+    if tokenizer is not None and tokenizer.eos_id is not None:
+        eos_ids.add(tokenizer.eos_id)
+    return Limits(
+        n_vocab=config.vocab_size,
+        context_length=context_length,
+        max_total_tokens=options.max_total_tokens,
+        eos_ids=frozenset(token for token in eos_ids if token < config.vocab_size),
+        tokenizer=tokenizer,
+        seeds=itertools.count(random.Random(options.seed).getrandbits(63)),
+    )
+
+
+def _tokenizer(folder: str) -> Tokenizer | None:
+    if (Path(folder) / "tokenizer.json").is_file():
+        return Tokenizer.load(folder)
+    return None
+
+
+def _no_bytes(token_id: int) -> bytes:
+    return b""
