@@ -34,7 +34,7 @@ def extract_page(page: bytes) -> PageText:
         return PageText(title="", text=source.strip() if "<" not in source else "")
     title = " ".join((tree.findtext(".//title") or "").split())
     plain = visible_text(tree)
-    text = _main_text(source)
+    text = _main_text(html.tostring(tree, encoding="unicode"))
     short = len(plain) <= COMPLETE_BELOW_CHARS
     if not text or (short and Counter(plain.split()) - Counter(text.split())):
         text = plain
@@ -42,7 +42,7 @@ def extract_page(page: bytes) -> PageText:
 
 
 def visible_text(tree: "html.HtmlElement") -> str:
-    """All text that a reader of the page sees, one block a line, in document order. Changes the tree."""
+    """All text of the page but navigation, one block a line, in document order. Drops from the tree what is left out."""
     for element in list(tree.iter(*_DROPPED)):
         if element is not tree:
             element.drop_tree()

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import msgspec
 
 from asearch.errors import ConfigError, GradingError
+from asearch.registry import Registry
 from asearch.rewards.answer import AUG_WEIGHT, Score, best, best_with_aug, cover_text, cover_words, exact_match, f1
 from asearch.rewards.format import format_score
-from asearch.rewards.normalise import NORMALISERS, normaliser
-from asearch.tools.base import unknown_name
+from asearch.rewards.normalise import ASEARCHER, NORMALISERS, SQUAD, Normaliser
 from schemas.records import AnswerKey, Reward, RewardItem, ToolUse
 
 
@@ -33,10 +33,9 @@ class RewardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     aug_weight: float = AUG_WEIGHT
 
     def __post_init__(self) -> None:
-        if self.name not in REWARDS:
-            raise ConfigError(unknown_name("reward", self.name, REWARDS))
+        REWARDS.get(self.name)
         if self.normalise is not None:
-            normaliser(self.normalise)
+            NORMALISERS.get(self.normalise)
         if not 0.0 <= self.aug_weight <= 1.0:
             raise ConfigError(f"rewards.aug_weight must be in [0, 1], not {self.aug_weight}.")
 
@@ -44,14 +43,7 @@ class RewardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 RewardFunction = Callable[[GradeRecord, AnswerKey, RewardConfig], list[RewardItem]]
 """The parts of a reward; its value is the sum of their values times their weights."""
 
-REWARDS: dict[str, RewardFunction] = {}
-
-
-def register_reward(name: str, function: RewardFunction) -> None:
-    """Make a reward known by name. Raises ConfigError if the name is taken."""
-    if name in REWARDS:
-        raise ConfigError(f"There is already a reward named {name!r}. Choose another name.")
-    REWARDS[name] = function
+REWARDS: Registry[RewardFunction] = Registry("reward")
 
 
 def grade(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> Reward:
@@ -62,7 +54,7 @@ def grade(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> Reward:
     if not key.answers:
         raise GradingError(f"Task {key.task!r} has no answers to compare with. Give its line an `answer`.")
     _refuse_foreign_answer(record, key)
-    items = REWARDS[config.name](record, key, config)
+    items = REWARDS.get(config.name)(record, key, config)
     value = sum(item.value * item.weight for item in items)
     if not all(map(math.isfinite, [value, *(x for item in items for x in (item.value, item.weight))])):
         raise GradingError(f"The reward {config.name!r} of task {key.task!r} is not finite: {items}.")
@@ -71,7 +63,7 @@ def grade(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> Reward:
 
 def is_correct(answer: str | None, key: AnswerKey) -> bool:
     """Whether an answer counts as right in accuracy reports: exact match after SQuAD normalisation, with any reference."""
-    return best(exact_match, answer, [*key.answers, *key.aug_answers], NORMALISERS["squad"]) == 1.0
+    return best(exact_match, answer, [*key.answers, *key.aug_answers], SQUAD) == 1.0
 
 
 def _refuse_foreign_answer(record: GradeRecord, key: AnswerKey) -> None:
@@ -80,27 +72,29 @@ def _refuse_foreign_answer(record: GradeRecord, key: AnswerKey) -> None:
         raise GradingError(f"The answer to task {key.task!r} is not in what the model generated, so it is not graded.")
 
 
-def _f1_format(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> list[RewardItem]:
+@REWARDS.register("f1_format")
+def f1_format(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> list[RewardItem]:
     """ASearcher's reward for base models: F1 × format (Gao et al. 2025, §3.4)."""
     formed = format_score(record.generations)
-    score = _scored(f1, "asearcher", record, key, config)
+    score = _scored(f1, ASEARCHER, record, key, config)
     return [RewardItem(name="f1", value=score, weight=formed), RewardItem(name="format", value=formed, weight=0.0)]
 
 
-def _answer_reward(name: str, score: Score, default: str) -> RewardFunction:
+def answer_reward(name: str, score: Score, default: Normaliser) -> RewardFunction:
+    """A reward of one item: a score of the answer, normalised with `default` unless the configuration says otherwise."""
+
     def items(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> list[RewardItem]:
         return [RewardItem(name=name, value=_scored(score, default, record, key, config))]
 
     return items
 
 
-def _scored(score: Score, default: str, record: GradeRecord, key: AnswerKey, config: RewardConfig) -> float:
-    variant = normaliser(config.normalise or default)
+def _scored(score: Score, default: Normaliser, record: GradeRecord, key: AnswerKey, config: RewardConfig) -> float:
+    variant = NORMALISERS.get(config.normalise) if config.normalise else default
     return best_with_aug(score, record.answer, key.answers, key.aug_answers, variant, config.aug_weight)
 
 
-register_reward("f1_format", _f1_format)
-register_reward("f1", _answer_reward("f1", f1, "asearcher"))
-register_reward("em", _answer_reward("em", exact_match, "squad"))
-register_reward("cem", _answer_reward("cem", cover_words, "squad"))
-register_reward("cem_text", _answer_reward("cem_text", cover_text, "squad"))
+REWARDS.register("f1")(answer_reward("f1", f1, ASEARCHER))
+REWARDS.register("em")(answer_reward("em", exact_match, SQUAD))
+REWARDS.register("cem")(answer_reward("cem", cover_words, SQUAD))
+REWARDS.register("cem_text")(answer_reward("cem_text", cover_text, SQUAD))

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from asearch.errors import ConfigError
-from asearch.tools.base import unknown_name
+from asearch.registry import Registry
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -55,15 +54,7 @@ class Normaliser(msgspec.Struct, frozen=True):
         return list(dict.fromkeys(words)) if self.as_set else words
 
 
-NORMALISERS = {
-    "squad": Normaliser(squad, as_set=False),
-    "asearcher": Normaliser(asearcher, as_set=True, han_characters=True),
-    "deepresearcher": Normaliser(spaced, as_set=True),
-}
-
-
-def normaliser(name: str) -> Normaliser:
-    """The variant of that name. Raises ConfigError with a suggestion."""
-    if name not in NORMALISERS:
-        raise ConfigError(unknown_name("normalisation", name, NORMALISERS))
-    return NORMALISERS[name]
+NORMALISERS: Registry[Normaliser] = Registry("normaliser")
+SQUAD = NORMALISERS.register("squad")(Normaliser(squad, as_set=False))
+ASEARCHER = NORMALISERS.register("asearcher")(Normaliser(asearcher, as_set=True, han_characters=True))
+DEEPRESEARCHER = NORMALISERS.register("deepresearcher")(Normaliser(spaced, as_set=True))

@@ -1,15 +1,18 @@
-"""What a tool is, and the registry of tools by name."""
+"""What a tool is, and a set of tools by name."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from asearch.errors import ConfigError, ToolError
+from asearch.registry import Registry
 from schemas.records import ToolResult
 
 ErrorKind = Literal["retryable", "permanent", "refused", "timeout"]
 """`retryable` and `timeout`: the infrastructure's fault, the same call may work later. `permanent`: it never will.
 `refused`: the arguments are not acceptable, the policy's fault."""
+
+Clock = Callable[[], int]
+"""Nanoseconds of a monotonic clock."""
 
 
 class ToolFailure(ToolError):
@@ -38,28 +41,29 @@ class Tool(Protocol):
         ...
 
 
-class ToolRegistry:
+class ToolSet:
     """The tools of a run, by name."""
 
     def __init__(self, *tools: Tool) -> None:
-        self._tools = {tool.name: tool for tool in tools}
+        self._tools: Registry[Tool] = Registry("tool")
+        for tool in tools:
+            self._tools.register(tool.name)(tool)
 
     @property
     def names(self) -> list[str]:
-        """Names in order of registration."""
-        return list(self._tools)
+        """Names, sorted."""
+        return self._tools.names()
 
     def get(self, name: str) -> Tool:
         """The tool of that name. Raises ConfigError with a suggestion."""
-        if name not in self._tools:
-            raise ConfigError(unknown_name("tool", name, self._tools))
-        return self._tools[name]
+        return self._tools.get(name)
 
     async def call(self, name: str, text: str, *, deadline_s: float) -> ToolResult:
         """Call a tool with the name and the single argument that a policy wrote; an unknown name is the error `refused`."""
-        tool = self._tools.get(name)
-        if tool is None:
-            return ToolResult(error="refused", message=unknown_name("tool", name, self._tools))
+        try:
+            tool = self._tools.get(name)
+        except ConfigError as error:
+            return ToolResult(error="refused", message=str(error))
         return await tool.call({tool.parameter: text}, deadline_s=deadline_s)
 
 
@@ -71,14 +75,3 @@ def argument(arguments: Mapping[str, str], name: str, max_chars: int) -> str:
     if len(value) > max_chars:
         raise ToolFailure("refused", f"the argument `{name}` has {len(value)} characters, more than {max_chars}")
     return value
-
-
-def unknown_name(kind: str, name: str, known: Mapping[str, object]) -> str:
-    """A message about a name that is not registered, with the nearest one that is."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(sorted(known)) or 'none'}."
-
-
-Clock = Callable[[], int]
-"""Nanoseconds of a monotonic clock."""
