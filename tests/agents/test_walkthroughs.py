@@ -134,6 +134,15 @@ def test_the_answer_is_forced_when_the_context_runs_out() -> None:
     assert "word" not in TOKENIZER.decode(seen[-1].prompt_ids)
 
 
+def test_a_generation_that_takes_all_it_may_leaves_room_for_the_forced_answer() -> None:
+    state, seen = play(
+        ["t" * 300, " Rome </answer>"], found(), max_new_tokens=500, max_context_tokens=200, on_malformed="continue"
+    )
+    assert [request.kind for request in seen] == ["act", "answer"]
+    assert len(seen[0].prompt_ids) + seen[0].max_new_tokens == 200 - COMPACT.forced_tokens
+    assert state.finished == Finished(status="forced", answer="Rome")
+
+
 def test_without_margins_budgets_end_the_episode_without_an_answer() -> None:
     texts = [" a </think> <search> q </search>"] * 2
     state, _ = play(texts, found("x"), max_turns=2, forced_turns=0)
