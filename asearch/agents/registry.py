@@ -1,40 +1,29 @@
-"""Agents, codecs and context strategies by name. Third parties register theirs as entry points of the same groups."""
+"""Agents, codecs and context strategies by name. Third parties offer theirs as entry points `asearch.agent` and so on."""
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
-from typing import TypeVar, cast
 
 from asearch.agents.codec import ProtocolCodec, TagCodec
 from asearch.agents.context import AppendAll, ContextStrategy, ShortenPages
 from asearch.agents.episode import Agent, Tokenizer
 from asearch.agents.settings import AgentSettings
 from asearch.agents.tag_agent import TagAgent
-from asearch.errors import ConfigError
+from asearch.registry import Registry
 
-T = TypeVar("T")
-AgentFactory = Callable[[AgentSettings, Tokenizer], Agent]
+AGENTS: Registry[Callable[[AgentSettings, Tokenizer], Agent]] = Registry("agent")
+CODECS: Registry[Callable[[], ProtocolCodec]] = Registry("codec")
+CONTEXTS: Registry[Callable[[], ContextStrategy]] = Registry("context")
+
+CODECS.register("tags")(TagCodec)
+CONTEXTS.register("shorten_pages")(ShortenPages)
+CONTEXTS.register("append_all")(AppendAll)
 
 
-def _asearcher_base(settings: AgentSettings, tokenizer: Tokenizer) -> Agent:
-    codec = _named(CODECS, "codec", settings.codec)()
-    context = _named(CONTEXTS, "context", settings.context)()
-    return TagAgent(settings, tokenizer, codec, context)
-
-
-AGENTS: dict[str, AgentFactory] = {"asearcher_base": _asearcher_base}
-CODECS: dict[str, Callable[[], ProtocolCodec]] = {"tags": TagCodec}
-CONTEXTS: dict[str, Callable[[], ContextStrategy]] = {"shorten_pages": ShortenPages, "append_all": AppendAll}
+@AGENTS.register("asearcher_base")
+def asearcher_base(settings: AgentSettings, tokenizer: Tokenizer) -> Agent:
+    """ASearcher's base agent with the codec and context strategy that the settings name."""
+    return TagAgent(settings, tokenizer, CODECS.get(settings.codec)(), CONTEXTS.get(settings.context)())
 
 
 def make_agent(settings: AgentSettings, tokenizer: Tokenizer) -> Agent:
     """The agent that the settings name. Raises ConfigError for an unknown name or settings that cannot work."""
-    return _named(AGENTS, "name", settings.name)(settings, tokenizer)
-
-
-def _named(known: dict[str, T], field: str, name: str) -> T:
-    """Look a plug-in up: those of this package first, then entry points of the group `asearch.agent.{field}`."""
-    if name in known:
-        return known[name]
-    for point in entry_points(group=f"asearch.agent.{field}", name=name):
-        return cast(T, point.load())
-    raise ConfigError(f"agent.{field} is {name!r}; known: {', '.join(sorted(known))}.")
+    return AGENTS.get(settings.name)(settings, tokenizer)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asearch.agents.episode import EpisodeStart, GenerateRequest
-from asearch.agents.facts import fold
 from asearch.agents.packed import unpack_ids
+from asearch.agents.recorded import fold
 from asearch.agents.registry import make_agent
 from asearch.agents.segments import segments
 from asearch.agents.transcript import transcript
@@ -118,7 +118,8 @@ def test_replay_is_deterministic_and_may_be_cut_anywhere(drawn: tuple[int, Episo
             assert agent.pending(state) == emitted
     step = max(1, len(play.facts) // 5)
     for cut in range(0, len(play.facts) + 1, step):
-        state, pending = fold(agent, play.start, play.facts[:cut])
+        state = fold(agent, play.start, play.facts[:cut])
+        pending = agent.pending(state)
         assert state == play.states[cut]
         if isinstance(pending[0], GenerateRequest):
             prompt, output = play.calls[pending[0].id]

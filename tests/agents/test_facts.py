@@ -18,10 +18,10 @@ from asearch.agents.episode import (
     ToolCall,
     ToolReplied,
 )
-from asearch.agents.facts import fold, tokens_fact, tool_fact
-from asearch.agents.facts import start_of as start_of_request
 from asearch.agents.packed import column, pack_ids, pack_logprobs, unpack_ids
 from asearch.agents.parse import Action, first_action, last_tag, thinking_after
+from asearch.agents.recorded import fact_of, fold
+from asearch.agents.recorded import start_of as start_of_request
 from asearch.agents.segments import segments
 from schemas.events import EpisodeRequested, TokensGenerated, ToolReturned
 from schemas.records import Task, Version, VersionRun
@@ -110,16 +110,11 @@ def test_events_become_the_same_facts() -> None:
         versions=list(fact.versions),
         finish="stop",
     )
-    assert tokens_fact(event) == fact
+    assert fact_of(event) == fact
     reply = ToolReturned(id="2", episode="e1", call="e1:t0", turn=0, result=found("x"))
-    _, (pending,) = fold(agent, start, [tokens_fact(event), tool_fact(reply)])
+    facts = [recorded for recorded in (fact_of(event), fact_of(reply)) if recorded is not None]
+    (pending,) = agent.pending(fold(agent, start, facts))
     assert isinstance(pending, GenerateRequest) and pending.turn == 1
-    with pytest.raises(FactError):
-        tokens_fact(msgspec.structs.replace(event, columns={}))
-    with pytest.raises(FactError):
-        tokens_fact(msgspec.structs.replace(event, finish="weird"))
-    with pytest.raises(FactError):
-        tool_fact(msgspec.structs.replace(reply, result=None))
     requested = EpisodeRequested(
         id="3", episode="e1", group="g", member=0, members=1, slot=0, purpose="train",
         task=Task(id="t", question="Who?"), seed=0, progress=0, recipe_hash="",
