@@ -52,7 +52,7 @@ def correct_optimizer_state() -> None:
     if distrib_optimizer.HAVE_APEX_OR_TE or getattr(distrib_optimizer.DistributedOptimizer, "_asearch_corrected", False):
         return
     kind = cast("Any", distrib_optimizer.DistributedOptimizer)
-    load, state, set_states = kind.load_state_dict, kind.state_dict, kind._set_main_param_and_optimizer_states  # noqa: SLF001
+    load, state, set_states = kind.load_state_dict, kind.state_dict, kind._set_main_param_and_optimizer_states
 
     def load_state_dict(self: Any, state_dict: Any) -> None:
         load(self, state_dict)
@@ -75,8 +75,8 @@ def correct_optimizer_state() -> None:
 
     kind.load_state_dict = load_state_dict
     kind.state_dict = state_dict
-    kind._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states  # noqa: SLF001
-    kind._asearch_corrected = True  # noqa: SLF001
+    kind._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states
+    kind._asearch_corrected = True
 
 
 def _not_compiled(function: Callable[..., Any] | None = None, **_options: Any) -> Callable[..., Any]:

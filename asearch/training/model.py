@@ -25,11 +25,11 @@ class PolicyModel(GPTModel):
 
     _selected_N: Tensor | None = None
 
-    def select(self, ids_T: Tensor, layout: PackedLayout, rows_N: Tensor) -> Tensor:
+    def forward(self, ids_T: Tensor, layout: PackedLayout, rows_N: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Logits (N, V) that follow the tokens at `rows_N` of the packed `ids_T`; V is this rank's share of the vocabulary."""
         self._selected_N = rows_N
-        logits = self.forward(ids_T.unsqueeze(0), None, None, packed_seq_params=layout)  # pyright: ignore[reportArgumentType]
-        return cast("Tensor", logits).squeeze(0)
+        unused = cast("Tensor", None)
+        return super().forward(ids_T.unsqueeze(0), unused, unused, packed_seq_params=layout).squeeze(0)
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.post_process and self._selected_N is not None:
@@ -65,7 +65,7 @@ def transformer_config(model: ModelConfig, settings: TrainerSettings) -> Transfo
         params_dtype=dtype,
         pipeline_dtype=dtype,
         variable_seq_lengths=True,
-        moe_token_dispatcher_type="alltoall",
+        moe_token_dispatcher_type="alltoall",  # noqa: S106
         calculate_per_token_loss=True,
         persist_layer_norm=gpu,
         gradient_accumulation_fusion=False,

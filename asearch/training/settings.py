@@ -40,7 +40,6 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Most tokens in one micro-batch."""
     precision: Precision = "fp32"
     threads: int = 1
-    distributed_optimizer: bool = False
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     context_parallel: int = 1

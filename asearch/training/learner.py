@@ -1,0 +1,161 @@
+"""A model with its optimizer in megatron-core's wrappers: one object from `LoadModel` to the end of the rank."""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from torch import Tensor
+
+from asearch.errors import InputError, TrainingError
+from asearch.learning.logprobs import token_logprobs
+from asearch.learning.objectives import LossTokens, ObjectiveSettings, objectives, policy_diagnostics
+from asearch.models.config import ModelConfig
+from asearch.models.weights import load_weights
+from asearch.training.mapping import load_hf
+from asearch.training.microbatch import MicroBatch
+from asearch.training.model import build_model
+from asearch.training.parallel import start_parallel
+from asearch.training.settings import TrainerSettings
+
+Sums = dict[str, Tensor]
+
+
+class Learner:
+    """Owns weights, gradients and optimizer state of a rank."""
+
+    def __init__(self, model_dir: Path, settings: TrainerSettings, seed: int) -> None:
+        """Load the folder `model_dir`. Raises InputError for a folder that is not supported, ConfigError for settings."""
+        self.settings = settings
+        self.model_dir = model_dir
+        self.model_config = ModelConfig.load(model_dir)
+        self.objective = objectives.get(settings.objective)
+        self._objective_settings = ObjectiveSettings(
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            behaviour_cap=settings.behaviour_cap,
+            behaviour_cap_mode=settings.behaviour_cap_mode,
+        )
+        start_parallel(settings, seed)
+        self.module = build_model(self.model_config, settings)
+        load_hf(self.weights(), load_weights(model_dir, self.model_config), self.model_config)
+        half = settings.precision == "bf16"
+        wrapped = Float16Module(self.module.config, self.module) if half else self.module
+        reduce = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False)
+        self.ddp = DistributedDataParallel(self.module.config, reduce, wrapped)
+        self.optimizer = get_megatron_optimizer(_optimizer_config(settings), [cast("Any", self.ddp)])
+        config = self.module.config
+        config.finalize_model_grads_func = finalize_model_grads
+        config.grad_scale_func = self.optimizer.scale_loss
+        config.no_sync_func = self.ddp.no_sync
+        self._run = get_forward_backward_func()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Trained tensors by megatron's name; writing to them writes to the model."""
+        return {name: parameter.data for name, parameter in self.module.named_parameters()}
+
+    @property
+    def n_parameters(self) -> int:
+        """Trained numbers of the model."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def inner_optimizers(self) -> list[torch.optim.Optimizer]:
+        """torch's optimizers inside megatron's."""
+        return [part.optimizer for part in cast("Any", self.optimizer).chained_optimizers]
+
+    def check_ids(self, largest_id: int) -> None:
+        """Raises InputError for a token id outside the vocabulary."""
+        if largest_id >= self.model_config.vocab_size:
+            raise InputError(f"token id {largest_id} is outside the model's vocabulary of {self.model_config.vocab_size}")
+
+    def logprobs(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Log-probabilities (N,) of the loss tokens of each micro-batch under the current weights, without gradient."""
+
+        def keep(batch: MicroBatch, logits_NV: Tensor, **_unused: Any) -> tuple[Tensor, Tensor, Tensor]:
+            logprobs_N, _ = token_logprobs(logits_NV, batch.targets_N.to(logits_NV.device), with_entropy=False)
+            return logprobs_N.sum(), torch.tensor(0, dtype=torch.int), logprobs_N
+
+        return cast("list[Tensor]", self._pass(batches, keep, forward_only=True))
+
+    def accumulate(self, batches: Sequence[MicroBatch]) -> Sums:
+        """Set the gradient of the objective over `batches`, divided as they say. Returns sums over tokens by name."""
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        results = cast("list[Sums]", self._pass(batches, self._loss, forward_only=False))
+        return {name: torch.stack([sums[name] for sums in results]).sum() for name in results[0]}
+
+    def apply(self, lr: float) -> float:
+        """Take one optimizer step with the gradient at hand; returns its norm before clipping.
+
+        Raises TrainingError, and changes nothing, if the gradient is not finite.
+        """
+        buffers = [*self.ddp.buffers, *self.ddp.expert_parallel_buffers]
+        norm = math.sqrt(sum(float(torch.linalg.vector_norm(buffer.grad_data)) ** 2 for buffer in buffers))
+        if not math.isfinite(norm):
+            raise TrainingError("the gradient is not finite; the update was not made")
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        done, clipped_norm, _ = cast("tuple[bool, float | None, Any]", self.optimizer.step())
+        if not done:
+            raise TrainingError("the optimizer refused the step; the update was not made")
+        return float(clipped_norm) if clipped_norm else norm
+
+    def _pass(self, batches: Sequence[MicroBatch], loss: Any, forward_only: bool) -> list[Any]:
+        def forward(data: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+            batch = next(data)
+            logits_NV = model(batch.ids_T, batch.layout, batch.rows_N)
+            return logits_NV, partial(loss, batch)
+
+        longest = max(int(batch.ids_T.shape[0]) for batch in batches)
+        with torch.set_grad_enabled(not forward_only):
+            return self._run(
+                forward_step_func=forward,
+                data_iterator=iter(batches),
+                model=[self.ddp],
+                num_microbatches=len(batches),
+                seq_length=longest,
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )
+
+    def _loss(self, batch: MicroBatch, logits_NV: Tensor) -> tuple[Tensor, Tensor, Sums]:
+        logprobs_N, entropy_N = token_logprobs(logits_NV, batch.targets_N)
+        # With one optimizer step per batch the proximal policy is the policy itself (tested against the recomputed one).
+        proximal_N = logprobs_N.detach() if batch.proximal_N is None else batch.proximal_N
+        tokens = LossTokens(
+            logprobs_N=logprobs_N,
+            behaviour_N=batch.behaviour_N,
+            proximal_N=proximal_N,
+            advantages_N=batch.advantages_N,
+            episode_N=batch.episode_N,
+            group_N=batch.group_N,
+        )
+        result = self.objective.compute(tokens, self._objective_settings)
+        loss = (result.loss_N * batch.weights_N).sum()
+        sums = {"loss": loss.detach(), "logprob": logprobs_N.detach().sum(), "entropy": entropy_N.sum(), **result.sums}
+        if self.objective.uses_advantages:
+            sums |= policy_diagnostics(tokens, entropy_N)
+        return loss, torch.tensor(batch.divisor, dtype=torch.int), sums
+
+
+def _optimizer_config(settings: TrainerSettings) -> OptimizerConfig:
+    half = settings.precision == "bf16"
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_eps=settings.eps,
+        clip_grad=settings.clip_grad,
+        bf16=half,
+        params_dtype=torch.bfloat16 if half else torch.float32,
+        use_distributed_optimizer=False,
+    )

@@ -1,0 +1,135 @@
+"""The rank process: `python -m asearch.training.rank --fd N`, N an inherited socket on which the trainer actor speaks.
+
+Import-light until `main` runs, because spawned children of this process import it again.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from asearch.errors import AsearchError, TrainingError
+from schemas.framing import read_frame, write_frame
+from schemas.local import (
+    CheckpointRestored,
+    CheckpointSaved,
+    Command,
+    ExportWeights,
+    LoadModel,
+    ModelLoaded,
+    RankFailed,
+    RankReady,
+    Reply,
+    RestoreCheckpoint,
+    SaveCheckpoint,
+    StopRank,
+    TrainStep,
+    WeightsExported,
+    command_decoder,
+    encoder,
+)
+
+if TYPE_CHECKING:
+    from asearch.training.learner import Learner
+
+
+class Rank:
+    """Carries out commands; holds the model between them."""
+
+    def __init__(self) -> None:
+        self._learner: Learner | None = None
+
+    def ready(self) -> RankReady:
+        """Import what commands need, behind the device shim, and say what it is."""
+        from asearch.training.cpu_shim import correct_optimizer_state, install_device_shim
+
+        install_device_shim()
+        import megatron.core
+        import torch
+
+        import asearch.training.checkpoint
+        import asearch.training.step  # noqa: F401
+
+        correct_optimizer_state()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return RankReady(torch_version=str(torch.__version__), megatron_version=megatron.core.__version__, device=device)
+
+    def carry_out(self, command: Command) -> Reply:
+        """The reply to one command. Raises what the command raises."""
+        from asearch.training import checkpoint, export, step
+
+        started_ns = time.perf_counter_ns()
+        if isinstance(command, LoadModel):
+            return self._load(command)
+        if self._learner is None:
+            raise TrainingError(f"{type(command).__name__} came before LoadModel")
+        if isinstance(command, TrainStep):
+            return step.train_step(self._learner, command)
+        if isinstance(command, ExportWeights):
+            manifest = export.export_weights(self._learner, Path(command.path), command.fsync)
+            return WeightsExported(manifest=manifest, elapsed_ns=time.perf_counter_ns() - started_ns)
+        if isinstance(command, SaveCheckpoint):
+            files = checkpoint.save_checkpoint(self._learner, Path(command.path))
+            return CheckpointSaved(files=files, elapsed_ns=time.perf_counter_ns() - started_ns)
+        if isinstance(command, RestoreCheckpoint):
+            checkpoint.restore_checkpoint(self._learner, Path(command.path))
+            return CheckpointRestored(elapsed_ns=time.perf_counter_ns() - started_ns)
+        raise TrainingError(f"a rank does not know the command {type(command).__name__}")
+
+    def _load(self, command: LoadModel) -> ModelLoaded:
+        from asearch.training.learner import Learner
+        from asearch.training.settings import decode_settings
+
+        self._learner = None
+        self._learner = Learner(Path(command.model_dir), decode_settings(command.settings), command.seed)
+        return ModelLoaded(n_parameters=self._learner.n_parameters)
+
+
+def serve(sock: socket.socket) -> int:
+    """Answer commands until `StopRank` or the end of the channel. Returns the exit status."""
+    rank = Rank()
+    _reply(sock, rank.ready())
+    while True:
+        frame = read_frame(sock)
+        if frame is None:
+            return 0
+        try:
+            command = command_decoder.decode(frame)
+            if isinstance(command, StopRank):
+                return 0
+            reply = rank.carry_out(command)
+        except (AsearchError, msgspec.DecodeError, OSError) as error:
+            reply = RankFailed(message=str(error), traceback=traceback.format_exc(), fatal=False)
+        except Exception as error:
+            # Whatever is left of the model after a fault that nobody foresaw must not be trained on.
+            message = f"{type(error).__name__}: {error}"
+            _reply(sock, RankFailed(message=message, traceback=traceback.format_exc(), fatal=True))
+            raise
+        _reply(sock, reply)
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    parser = argparse.ArgumentParser(prog="python -m asearch.training.rank", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="inherited file descriptor of the socket to the trainer")
+    arguments = parser.parse_args()
+    # A Ctrl-C in the terminal reaches the whole process group; the trainer decides when its ranks stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", module=r"megatron\..*")
+    with socket.socket(fileno=arguments.fd) as sock:
+        sys.exit(serve(sock))
+
+
+def _reply(sock: socket.socket, reply: Reply) -> None:
+    write_frame(sock, encoder.encode(reply))
+
+
+if __name__ == "__main__":
+    main()
