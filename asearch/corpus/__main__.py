@@ -1,10 +1,10 @@
 """`python -m asearch.corpus`: serve a corpus over HTTP."""
 
-import asyncio
 import sys
 from pathlib import Path
 
 import click
+import uvloop
 
 from asearch.corpus.serve import serve
 from asearch.corpus.store import CorpusStore
@@ -23,7 +23,7 @@ _FILE = click.Path(path_type=Path)
 def main(corpus: Path, pages: Path | None, page_dir: Path | None, host: str, port: int, port_file: Path | None) -> None:
     """Serve search and pages of a corpus: POST /retrieve, POST /access, GET /page/{id}, GET /health."""
     try:
-        asyncio.run(serve(CorpusStore.load(corpus, pages, page_dir), host, port, port_file))
+        uvloop.run(serve(CorpusStore.load(corpus, pages, page_dir), host, port, port_file))
     except AsearchError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)

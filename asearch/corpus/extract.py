@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import trafilatura
@@ -34,7 +34,7 @@ def extract_page(page: bytes) -> PageText:
         return PageText(title="", text=source.strip() if "<" not in source else "")
     title = " ".join((tree.findtext(".//title") or "").split())
     plain = visible_text(tree)
-    text = _main_text(html.tostring(tree, encoding="unicode"))
+    text = _main_text(cast("str", html.tostring(tree, encoding="unicode")))
     short = len(plain) <= COMPLETE_BELOW_CHARS
     if not text or (short and Counter(plain.split()) - Counter(text.split())):
         text = plain

@@ -12,7 +12,7 @@ import msgspec
 from asearch.errors import ConfigError, GradingError
 from asearch.registry import Registry
 from asearch.rewards.answer import AUG_WEIGHT, Score, best, best_with_aug, cover_text, cover_words, exact_match, f1
-from asearch.rewards.format import format_score
+from asearch.rewards.format import format_score, last_answer
 from asearch.rewards.normalise import ASEARCHER, NORMALISERS, SQUAD, Normaliser
 from schemas.records import AnswerKey, Reward, RewardItem, ToolUse
 
@@ -72,10 +72,21 @@ def _refuse_foreign_answer(record: GradeRecord, key: AnswerKey) -> None:
         raise GradingError(f"The answer to task {key.task!r} is not in what the model generated, so it is not graded.")
 
 
+def _with_forced_opening(record: GradeRecord) -> list[str]:
+    """The generations; a last one that only completes an answer which the protocol opened for it gets its opening tag back.
+
+    Without this a forced answer could never be well formed. A model gains nothing by leaving the tag out itself: its protocol
+    then finds no answer.
+    """
+    *before, last = record.generations or [""]
+    forced = record.answer is not None and last_answer([last]) is None and last_answer([f"<answer>{last}"]) is not None
+    return [*before, f"<answer>{last}"] if forced else record.generations
+
+
 @REWARDS.register("f1_format")
 def f1_format(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> list[RewardItem]:
     """ASearcher's reward for base models: F1 × format (Gao et al. 2025, §3.4)."""
-    formed = format_score(record.generations)
+    formed = format_score(_with_forced_opening(record))
     score = _scored(f1, ASEARCHER, record, key, config)
     return [RewardItem(name="f1", value=score, weight=formed), RewardItem(name="format", value=formed, weight=0.0)]
 

@@ -23,6 +23,7 @@ class LatencySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mean_s: float = 0.0
     shape: float = 1.5
     cap_s: float = 60.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.distribution not in ("none", "constant", "lognormal", "pareto"):
@@ -34,11 +35,11 @@ class LatencySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(f"A Pareto latency with shape {self.shape} has no mean. Choose a shape above 1.")
 
 
-def latency_s(spec: LatencySpec, seed: int, task: str, member: int, call: int) -> float:
+def latency_s(spec: LatencySpec, task: str, member: int, call: int) -> float:
     """Seconds that call number `call` of member `member` of a task's group takes; never more than `cap_s`."""
     if spec.distribution == "none" or spec.mean_s == 0:
         return 0.0
-    return min(spec.cap_s, _sample_s(spec, _uniform(seed, task, member, call)))
+    return min(spec.cap_s, _sample_s(spec, _uniform(spec.seed, task, member, call)))
 
 
 def _sample_s(spec: LatencySpec, u: float) -> float:

@@ -134,6 +134,15 @@ def test_rewards_by_name(name: str, answer: str, before: tuple[str, ...], value:
     assert reward.value == sum(item.value * item.weight for item in reward.items)
 
 
+def test_a_forced_answer_is_not_punished_for_the_tag_that_it_was_given():
+    forced = GradeRecord(generations=["<search>x</search>", "Ana Korm</answer>"], answer="Ana Korm")
+    assert grade(forced, KEY, RewardConfig()).value == 1
+    unparsed = GradeRecord(generations=["<search>x</search>", "Ana Korm</answer>"], answer=None)
+    assert grade(unparsed, KEY, RewardConfig()).items[1].value == 0
+    earlier = GradeRecord(generations=["x</answer>", "Ana Korm</answer>"], answer="Ana Korm")
+    assert grade(earlier, KEY, RewardConfig()).value == 0
+
+
 def test_no_answer_is_no_reward():
     silent = GradeRecord(generations=["<search>Ana Korm</search>"], answer=None)
     assert [grade(silent, KEY, RewardConfig(name=name)).value for name in REWARDS.names()] == [0.0] * len(REWARDS.names())
