@@ -21,8 +21,8 @@ MAX_QUERY_CHARS = 10_000
 MAX_TOPK = 100
 MAX_URLS = 64
 DEFAULT_TOPK = 3
-INLINE_WORK = 100_000
-"""Passages times queries up to which a search is faster on the event loop (well under a millisecond) than in a thread."""
+INLINE_WORK = 20_000
+"""Passages times queries up to which a search is faster on the event loop (half a millisecond) than in a thread."""
 MAX_THREADS = 2
 
 RequestT = TypeVar("RequestT")
