@@ -206,8 +206,8 @@ class Tokenizer(Protocol):
     """What an agent needs of a tokenizer. `encode` adds no special tokens; `decode` keeps every token's text."""
 
     @property
-    def eos_ids(self) -> frozenset[int]:
-        """Ids that end a text."""
+    def special_ids(self) -> frozenset[int]:
+        """Ids of control tokens (end of text, padding, chat marks): a generation that ends with one has ended its text."""
         ...
 
     def encode(self, text: str) -> list[int]:

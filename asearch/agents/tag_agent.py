@@ -19,7 +19,6 @@ from asearch.agents.episode import (
     EpisodeState,
     Fact,
     FactError,
-    Finish,
     Finished,
     GeneratedTokens,
     GenerateRequest,
@@ -51,7 +50,7 @@ class TagAgent:
         self._codec = codec
         self._context = context
         self._form = tool_format(settings)
-        self._eos_ids = tokenizer.eos_ids
+        self._special_ids = tokenizer.special_ids
         self._encode_fixed = lru_cache(maxsize=16)(self._encode)
 
     # --- the three functions of an agent ---
@@ -93,20 +92,22 @@ class TagAgent:
         if fact.finish is None:
             return replace(state, call=call), ()
         if fact.finish != "abort":
-            return self._complete(state, call, fact.finish)
-        cut = self._cut_short(call)
-        if cut is not None:
-            return self._complete(state, call, cut)
+            return self._complete(state, call)
+        if self._nothing_left(call):
+            return self._complete(state, call)
         return replace(state, call=call), (self._request(state, call),)
 
-    def _cut_short(self, call: OpenCall) -> Finish | None:
-        """How an aborted call is complete all the same: nothing is left to ask for, or its end is already there."""
+    def _nothing_left(self, call: OpenCall) -> bool:
+        """Whether an aborted call is complete all the same: nothing is left to ask for, or its end is already there."""
         if n_tokens(call.ids) >= call.max_new_tokens:
-            return "length"
+            return True
         ids = unpack_ids(call.ids)
-        if ids and (ids[-1] in self._eos_ids or self._tokenizer.decode(ids).endswith(call.stop)):
-            return "stop"
-        return None
+        text = self._tokenizer.decode(ids)
+        return text.endswith(call.stop) or self._ended(ids, text, call)
+
+    def _ended(self, ids: list[int], text: str, call: OpenCall) -> bool:
+        """Whether a generation ended the text; a tokenizer may count the tags among its special tokens."""
+        return bool(ids) and ids[-1] in self._special_ids and not text.endswith(call.stop)
 
     def _tool_replied(self, state: EpisodeState, fact: ToolReplied) -> Step:
         call, result = state.tool, fact.result
@@ -128,7 +129,7 @@ class TagAgent:
 
     # --- a generation is complete ---
 
-    def _complete(self, state: EpisodeState, call: OpenCall, finish: Finish) -> Step:
+    def _complete(self, state: EpisodeState, call: OpenCall) -> Step:
         ids = unpack_ids(call.ids)
         text = self._tokenizer.decode(ids)
         before = state.pieces[call.tip]
@@ -150,7 +151,7 @@ class TagAgent:
             n_turns=state.n_turns + 1,
             generated=(*state.generated, text),
         )
-        ended = bool(ids) and ids[-1] in self._eos_ids
+        ended = self._ended(ids, text, call)
         if call.kind == "answer":
             return self._forced_done(state, text)
         if call.kind == "read":

@@ -34,7 +34,7 @@ class ByteTokenizer:
         self._merges = merges or []
 
     @property
-    def eos_ids(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
         return frozenset({EOS})
 
     def encode(self, text: str) -> list[int]:
