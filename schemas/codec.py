@@ -6,7 +6,7 @@ import msgspec
 
 from schemas.commands import AnyMessage, Message
 from schemas.events import AnyEvent, Event
-from schemas.records import Trajectory
+from schemas.records import ToolResult, Trajectory
 
 
 class MalformedError(ValueError):
@@ -16,6 +16,8 @@ class MalformedError(ValueError):
 _encoder = msgspec.msgpack.Encoder()
 _events = msgspec.msgpack.Decoder(AnyEvent)
 _messages = msgspec.msgpack.Decoder(AnyMessage)
+_results = msgspec.msgpack.Decoder(ToolResult)
+_texts = msgspec.msgpack.Decoder(list[str])
 _trajectories = msgspec.msgpack.Decoder(Trajectory)
 
 
@@ -46,3 +48,29 @@ def decode_trajectory(data: bytes) -> Trajectory:
         return _trajectories.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(f"not a trajectory: {error}") from error
+
+
+def encode_generated(texts: list[str]) -> bytes:
+    """The stored form of the texts of an episode's generations."""
+    return _encoder.encode(texts)
+
+
+def decode_generated(data: bytes) -> list[str]:
+    """Read what `encode_generated` wrote. Raises MalformedError."""
+    try:
+        return _texts.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedError(f"not a list of texts: {error}") from error
+
+
+def encode_result(result: ToolResult) -> bytes:
+    """The stored form of a tool result."""
+    return _encoder.encode(result)
+
+
+def decode_result(data: bytes) -> ToolResult:
+    """Read what `encode_result` wrote. Raises MalformedError."""
+    try:
+        return _results.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedError(f"not a tool result: {error}") from error

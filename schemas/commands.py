@@ -36,6 +36,12 @@ class Abort(Message, tag="abort", frozen=True, kw_only=True):
     request: str
 
 
+class CancelEpisodes(Message, tag="cancel_episodes", frozen=True, kw_only=True):
+    """Give these episodes up: they have their outcome already."""
+
+    episodes: list[str]
+
+
 class GenerationChunk(Message, tag="generation_chunk", frozen=True, kw_only=True):
     """Tokens of a generation from `offset` on. The last chunk has `finish`; a failed one has `error`."""
 
@@ -82,4 +88,4 @@ class Lease(Message, tag="lease", frozen=True, kw_only=True):
     episodes: list[str]
 
 
-AnyMessage = Generate | Abort | GenerationChunk | ToolReply | Received | Heartbeat | Lease
+AnyMessage = Generate | Abort | CancelEpisodes | GenerationChunk | ToolReply | Received | Heartbeat | Lease

@@ -154,6 +154,12 @@ class ToolReturned(Event, tag="tool_returned", frozen=True, kw_only=True):
     blob: BlobRef | None = None
 
 
+class DeadlineNeared(Event, tag="deadline_neared", frozen=True, kw_only=True):
+    """The episode's wall clock runs out: its next generation is the forced answer."""
+
+    episode: str
+
+
 class EpisodeFinished(Event, tag="episode_finished", frozen=True, kw_only=True):
     """The agent is done; the episode waits for its outcome.
 
@@ -179,6 +185,8 @@ class EpisodeFinished(Event, tag="episode_finished", frozen=True, kw_only=True):
     elapsed_ns: int = 0
     oldest: Version | None = None
     generated_blob: BlobRef | None = None
+    """Where `generated` lies instead, when it is large: a msgpack list of texts."""
+    meta: dict[str, str] = {}
 
 
 # --- OUTCOMES: exactly one per episode, the first wins ----------------------------------------------------------------
@@ -322,6 +330,7 @@ AnyEvent = (
     | TokensGenerated
     | ToolRequested
     | ToolReturned
+    | DeadlineNeared
     | EpisodeFinished
     | EpisodeGraded
     | EpisodeDropped
@@ -334,7 +343,7 @@ AnyEvent = (
     | EventRefused
 )
 AnyOutcome = EpisodeGraded | EpisodeDropped | EpisodeDead
-TraceFact = EpisodeTaken | TokensGenerated | ToolRequested | ToolReturned | EpisodeFinished
+TraceFact = EpisodeTaken | TokensGenerated | ToolRequested | ToolReturned | DeadlineNeared | EpisodeFinished
 PolicyFact = TrainerClaimed | StepTrained | PolicyPublished | CheckpointCommitted
 
 __all__ = [
@@ -343,6 +352,7 @@ __all__ = [
     "AnyOutcome",
     "BlobStored",
     "CheckpointCommitted",
+    "DeadlineNeared",
     "EpisodeDead",
     "EpisodeDropped",
     "EpisodeFinished",

@@ -25,7 +25,7 @@ class TrainGroup(Record, frozen=True, kw_only=True):
     episodes: list[TrainEpisode]
 
 
-class Command(Record, tag_field="type"):
+class Command(Record, tag_field="type", frozen=True, kw_only=True):
     """What a trainer actor tells a rank."""
 
 
@@ -74,7 +74,7 @@ class StopRank(Command, tag="stop_rank", frozen=True, kw_only=True):
     """Leave."""
 
 
-class Reply(Record, tag_field="type"):
+class Reply(Record, tag_field="type", frozen=True, kw_only=True):
     """What a rank answers."""
 
 

@@ -4,6 +4,7 @@ Subjects are `asearch.{run}.{stream}.{noun}.{verb}.{key}`. Stream creation, the 
 documents all come from here.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 
@@ -93,6 +94,7 @@ TOPOLOGY = Topology(
         Fact(events.TokensGenerated, "trace", "tokens", "generated", ("driver",)),
         Fact(events.ToolRequested, "trace", "tool", "requested", ("driver",)),
         Fact(events.ToolReturned, "trace", "tool", "returned", ("driver",)),
+        Fact(events.DeadlineNeared, "trace", "deadline", "neared", ("driver",)),
         Fact(events.EpisodeFinished, "trace", "episode", "finished", ("driver",)),
         Fact(events.EpisodeGraded, "outcomes", "episode", "graded", ("grader",)),
         Fact(events.EpisodeDropped, "outcomes", "episode", "dropped", ("driver", "scheduler", "grader")),
@@ -120,6 +122,7 @@ TOPOLOGY = Topology(
         CoreSubject("engine", "abort", commands.Abort, ("driver",), ("engine",)),
         CoreSubject("driver", "stream", commands.GenerationChunk, ("engine",), ("driver",)),
         CoreSubject("driver", "reply", commands.ToolReply, ("tool",), ("driver",)),
+        CoreSubject("driver", "cancel", commands.CancelEpisodes, ("scheduler",), ("driver",)),
         CoreSubject("driver", "lease", commands.Lease, ("driver",), ("scheduler", "viewer")),
         CoreSubject(
             "actor",
@@ -140,6 +143,13 @@ _STREAM_BY_NAME = {stream.name: stream for stream in TOPOLOGY.streams}
 def is_key(text: str) -> bool:
     """Whether `text` can be a token of a subject's key."""
     return bool(_KEY.match(text))
+
+
+def key_token(text: str) -> str:
+    """A token for a key that comes from outside: the text itself where it can be one, else a name made of its hash."""
+    if len(text) <= 64 and is_key(text):
+        return text
+    return f"x{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 def fact_of(event: type[events.Event]) -> Fact:

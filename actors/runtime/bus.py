@@ -6,7 +6,7 @@ event id and conditional append.
 """
 
 import enum
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -246,8 +246,11 @@ class Bus(Protocol):
         """
         ...
 
-    async def ensure_topology(self) -> None:
-        """Create or update the run's streams and durable consumers from the topology table."""
+    async def ensure_topology(self, max_bytes: Mapping[str, int] | None = None) -> None:
+        """Create or update the run's streams and durable consumers from the topology table.
+
+        `max_bytes` replaces the table's bound of the streams it names.
+        """
         ...
 
     def gauges(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from actors.runtime.bus import CoreHandler
-from actors.runtime.pull import Signal
+from actors.runtime.waking import Signal
 from schemas.codec import MalformedError, decode_message, encode
 from schemas.commands import Message
 

@@ -6,21 +6,16 @@ import logging
 from collections.abc import Callable
 
 from actors.runtime.bus import Handler, Stored
+from actors.runtime.decoding import backoff_s, stored_of
 from actors.runtime.pull import PullSession, Signal, Watchdog
-from actors.runtime.reader import delivery_fields, stored_of
+from actors.runtime.reader import delivery_fields
 from actors.runtime.wire import Packet, Wire
 from asearch.errors import BusError
 from schemas.topology import Consumer, broker_stream
 
 log = logging.getLogger(__name__)
 
-MAX_BACKOFF_S = 30.0
 REOPEN_S = 0.2
-
-
-def backoff_s(n_delivered: int) -> float:
-    """How long after a failed handler its fact comes again: 1, 2, 4, ... at most MAX_BACKOFF_S seconds."""
-    return min(MAX_BACKOFF_S, 2.0 ** min(n_delivered - 1, 10))
 
 
 class JetStreamDelivery:

@@ -2,18 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from actors.runtime import blobs
 from actors.runtime.bus import APPEND_TIMEOUT_S, Bus, ConsumerInfo, CoreHandler, Handler, Scope, Stored, StreamInfo
 from actors.runtime.core import CoreSubscription
+from actors.runtime.decoding import stored_of
 from actors.runtime.durable import DurableQueue
 from actors.runtime.jsapi import DirectMessage, JetStreamApi
 from actors.runtime.platform import Platform
 from actors.runtime.publisher import Publisher
 from actors.runtime.pull import Watchdog
-from actors.runtime.reader import BATCH, Reader, stored_of
+from actors.runtime.reader import BATCH, Reader
 from actors.runtime.routes import Route, core_target, read_filters, route
 from actors.runtime.wire import Packet, Wire
 from asearch.errors import BusError, ConflictError
@@ -30,9 +31,7 @@ BLOB_BATCH = 16
 """Readers of chunks hold at most this many of up to 1 MiB each."""
 
 
-async def connect(
-    url: str, run: str, actor: str, platform: Platform, *, timeout_s: float = CONNECT_TIMEOUT_S
-) -> "JetStreamBus":
+async def connect(url: str, run: str, actor: str, platform: Platform, *, timeout_s: float = CONNECT_TIMEOUT_S) -> "JetStreamBus":
     """Connect an actor to a run on the broker at `url`. Raises BusError if the broker cannot be reached in time."""
     if not topology.is_key(run):
         raise BusError(f"{run!r} cannot name a run: use letters, digits, '-' and '_'")
@@ -209,18 +208,17 @@ class JetStreamBus(Bus):
 
         def on_packet(packet: Packet) -> None:
             traced = packet.header is not None and b"traceparent" in packet.header
-            subscription.offer(
-                (packet.subject, packet.reply, packet.data, packet.field(b"traceparent") if traced else None)
-            )
+            subscription.offer((packet.subject, packet.reply, packet.data, packet.field(b"traceparent") if traced else None))
 
         inlet = await self._wire.listen(subject, on_packet)
         subscription = CoreSubscription(subject, handler, self._wire.send, close=inlet.close, count=self._count)
         self._subscriptions.append(subscription)
         return subscription
 
-    async def ensure_topology(self) -> None:
+    async def ensure_topology(self, max_bytes: Mapping[str, int] | None = None) -> None:
+        bounds = max_bytes or {}
         for stream in topology.TOPOLOGY.streams:
-            await self._api.ensure_stream(stream)
+            await self._api.ensure_stream(stream, bounds.get(stream.name, stream.max_bytes))
         for consumer in topology.TOPOLOGY.consumers:
             await self._api.ensure_consumer(consumer)
 

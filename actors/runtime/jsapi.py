@@ -149,7 +149,7 @@ class JetStreamApi:
             raise ApiRefusal(f"the broker refused {subject}: {fault.description} ({fault.err_code})", fault.err_code)
         return answer
 
-    async def ensure_stream(self, row: Stream) -> None:
+    async def ensure_stream(self, row: Stream, max_bytes: int) -> None:
         """Create a stream of the run, or update it to the table."""
         name = self.stream(row.name)
         config: dict[str, object] = {
@@ -159,7 +159,7 @@ class JetStreamApi:
             "retention": "limits",
             "discard": "new",
             "storage": "file",
-            "max_bytes": row.max_bytes,
+            "max_bytes": max_bytes,
             "max_msgs": -1,
             "max_age": 0,
             "max_msg_size": MAX_PAYLOAD_BYTES,

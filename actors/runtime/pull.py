@@ -1,6 +1,5 @@
 """Long-lived pulls on a consumer: one inbox, topped up, watched by heartbeats, opened anew when anything is odd."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 
@@ -110,27 +109,3 @@ class Watchdog:
             await self._wire.platform.sleep(HEARTBEAT_S)
             for session in list(self.sessions):
                 session.tick()
-
-
-class Signal:
-    """A condition that one task waits for and callbacks raise."""
-
-    def __init__(self) -> None:
-        self._waiter: asyncio.Future[None] | None = None
-        self._is_set = False
-
-    def set(self) -> None:
-        """Wake the waiter, now or at its next wait."""
-        self._is_set = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Wait for a `set` since the last wait."""
-        if not self._is_set:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self._is_set = False

@@ -5,24 +5,16 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
 from actors.runtime.bus import Stored, StreamInfo
+from actors.runtime.decoding import stored_of
 from actors.runtime.jsapi import STREAM_MISSING, ApiRefusal, JetStreamApi
 from actors.runtime.pull import PullSession, Signal, Watchdog
 from actors.runtime.wire import Packet, Wire
 from asearch.errors import BusError, StreamRewoundError
-from schemas.codec import MalformedError, decode_event
 
 log = logging.getLogger(__name__)
 
 BATCH = 256
 REOPEN_S = 0.1
-
-
-def stored_of(stream: str, subject: str, sequence: int, data: bytes, at_ns: int, traceparent: str | None) -> Stored:
-    """Decode a stored message; bytes that are no event keep the reason."""
-    try:
-        return Stored(stream, subject, sequence, data, decode_event(data), None, at_ns, traceparent)
-    except MalformedError as error:
-        return Stored(stream, subject, sequence, data, None, str(error), at_ns, traceparent)
 
 
 def delivery_fields(reply: str) -> list[str]:
@@ -140,9 +132,7 @@ class Reader:
         if self._position_ns:
             there = await self._api.at(self._stream, self._position)
             if there is not None and there.at_ns != self._position_ns:
-                raise StreamRewoundError(
-                    f"message {self._position} of stream {self._stream} is not the one that was read"
-                )
+                raise StreamRewoundError(f"message {self._position} of stream {self._stream} is not the one that was read")
 
     def _on_message(self, packet: Packet) -> None:
         self._is_idle = False

@@ -73,7 +73,7 @@ def commit(aside: Path, manifest: Manifest, keep: int = 2) -> Path:
 
 
 def newest(root: Path) -> tuple[Path, Manifest] | None:
-    """The committed checkpoint with the greatest (lineage, step), None if there is none. Raises CheckpointError if it is corrupt."""
+    """The committed checkpoint with the greatest (lineage, step), None without one. Raises CheckpointError if it is corrupt."""
     folders = _committed(root) if root.is_dir() else []
     return (folders[-1], read(folders[-1])) if folders else None
 

@@ -1,0 +1,115 @@
+"""`asearch actor KIND`: one actor process of a run, as supervisors and systemd start it."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import uvloop
+
+from actors.runtime.actor import Actor, Context
+from actors.runtime.jetstream import connect
+from actors.runtime.logs import configure_logs
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.run_files import RunFile, read_run_file
+
+KINDS = ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder")
+
+
+@click.command("actor")
+@click.argument("kind", type=click.Choice(KINDS))
+@click.option("--run", "run_dir", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--id", "actor_id", help="Name among the actors of the run; KIND-0 unless given.")
+def actor(kind: str, run_dir: Path, actor_id: str | None) -> None:
+    """Run one actor of a run until it is told to stop."""
+    configure_logs()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_live(kind, run_dir.resolve(), actor_id or f"{kind}-0"))
+
+
+async def _live(kind: str, run_dir: Path, actor_id: str) -> None:
+    content = read_run_file(run_dir)
+    platform = SystemPlatform()
+    bus = await connect(content.broker_url, content.run, actor_id, platform)
+    try:
+        context = Context(
+            run=content.run,
+            run_dir=run_dir,
+            settings=content.settings,
+            bus=bus,
+            platform=platform,
+            actor_id=actor_id,
+        )
+        living = BUILDERS[kind](context, content)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, living.stop)
+        await living.run()
+    finally:
+        await bus.close()
+
+
+def _scheduler(context: Context, content: RunFile) -> Actor:
+    from actors.scheduler import Scheduler
+    from asearch.data.tasks import load_tasks
+
+    limit = content.settings.data.max_question_chars
+    return Scheduler(context, load_tasks(Path(content.train_tasks), limit), load_tasks(Path(content.eval_tasks), limit))
+
+
+def _driver(context: Context, content: RunFile) -> Actor:
+    from actors.driver import Driver
+
+    return Driver(context, content.model_dir)
+
+
+def _engine(context: Context, content: RunFile) -> Actor:
+    from actors.engine import Engine
+
+    return Engine(context, content.model_dir)
+
+
+def _tool(context: Context, content: RunFile) -> Actor:
+    from actors.tool import Tool
+
+    return Tool(context, content.corpus_url)
+
+
+def _grader(context: Context, content: RunFile) -> Actor:
+    from actors.grader import Grader
+
+    return Grader(context)
+
+
+def _trainer(context: Context, content: RunFile) -> Actor:
+    from actors.trainer import Trainer
+
+    return Trainer(context, content.model_dir, Path(content.weights_dir))
+
+
+def _recorder(context: Context, content: RunFile) -> Actor:
+    from actors.recorder import Recorder
+
+    return Recorder(context)
+
+
+BUILDERS: dict[str, Callable[[Context, RunFile], Actor]] = {
+    "scheduler": _scheduler,
+    "driver": _driver,
+    "engine": _engine,
+    "tool": _tool,
+    "grader": _grader,
+    "trainer": _trainer,
+    "recorder": _recorder,
+}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of that pid exists."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True

@@ -1,0 +1,224 @@
+"""Drives episodes: takes `EpisodeRequested`, runs the agent, and is the only writer of the episode's TRACE while it holds it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from actors.runtime.actor import Actor, Context
+from actors.runtime.bus import Incoming, Stored
+from actors.runtime.engines import EngineDirectory
+from actors.runtime.episode_run import Abandoned, EpisodeRun
+from asearch.agents.episode import GenerateRequest
+from asearch.agents.recorded import start_of
+from asearch.agents.registry import make_agent
+from asearch.errors import BusError, EngineError
+from asearch.models.tokenizer import Tokenizer
+from schemas.commands import Abort, CancelEpisodes, Generate, GenerationChunk, Lease, Received, ToolReply
+from schemas.events import EpisodeRequested, Event
+from schemas.records import Column, ToolResult
+
+LEASE_S = 2.0
+CHUNK_TIMEOUT_S = 60.0
+"""Silence of an engine after which a request is asked again elsewhere, with the tokens already held."""
+ENGINE_WAIT_S = 120.0
+"""How long an episode waits for any engine before it is dropped."""
+
+
+class Driver(Actor):
+    """Holds many episodes at once, each a task of its own."""
+
+    kind = "driver"
+    queue = "driver"
+    handle_timeout_s = 3600.0
+
+    def __init__(self, context: Context, tokenizer_dir: str) -> None:
+        super().__init__(context)
+        self._agent = make_agent(context.settings.agent, Tokenizer.load(tokenizer_dir))
+        self._slots = asyncio.Semaphore(context.settings.run.max_episodes_per_driver)
+        self._engines = EngineDirectory(context.platform)
+        self._chunks: dict[str, asyncio.Queue[GenerationChunk]] = {}
+        self._results: dict[str, asyncio.Future[ToolResult]] = {}
+        self._episodes: dict[str, asyncio.Task[None]] = {}
+        self._n_asks = 0
+        self._n_done = 0
+        self._n_abandoned = 0
+
+    def gauges(self) -> dict[str, float]:
+        """Episodes held, finished, abandoned."""
+        return {"n_episodes": len(self._episodes), "n_done": self._n_done, "n_abandoned": self._n_abandoned}
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that may wait for a free place at once."""
+        return 32
+
+    async def start(self) -> None:
+        """Listen for engines, for tokens and for tool results."""
+        me = self.context.actor_id
+        await self._engines.follow(self.bus)
+        await self.bus.subscribe(GenerationChunk, me, self._on_chunk)
+        await self.bus.subscribe(ToolReply, me, self._on_result)
+        await self.bus.subscribe(CancelEpisodes, ">", self._on_cancel)
+
+    async def work(self) -> None:
+        """Say which episodes are held, for as long as the actor lives."""
+        while True:
+            lease = Lease(driver=self.context.actor_id, at_ns=self.platform.now_ns(), episodes=list(self._episodes))
+            with suppress(BusError):
+                await self.bus.publish(lease, key=self.context.actor_id)
+            await self.platform.sleep(LEASE_S)
+
+    async def drain(self) -> None:
+        """Let go of the episodes: they go on in another driver from what is recorded."""
+        for task in list(self._episodes.values()):
+            task.cancel()
+
+    async def handle(self, event: Event, stored: Stored) -> None:
+        """Take one episode when there is a place for it."""
+        if not isinstance(event, EpisodeRequested) or event.episode in self._episodes:
+            return
+        await self._slots.acquire()
+        run = self._run_of(event)
+        try:
+            state = await run.take()
+        except BaseException:
+            self._slots.release()
+            raise
+        if state is None:
+            self._slots.release()
+            return
+        task = self.spawn(self._hold(run, run.run(state)), f"episode {event.episode}")
+        self._episodes[event.episode] = task
+
+    def _run_of(self, request: EpisodeRequested) -> EpisodeRun:
+        return EpisodeRun(
+            bus=self.bus,
+            platform=self.platform,
+            services=self,
+            agent=self._agent,
+            request=request,
+            driver=self.context.actor_id,
+            start=start_of(request, self.settings.agent),
+            deadline_s=self.settings.run.episode_deadline_s,
+            tool_timeout_s=self.settings.tools.deadline_s * 2,
+        )
+
+    async def _hold(self, run: EpisodeRun, running: Coroutine[Any, Any, None]) -> None:
+        episode = run.request.episode
+        try:
+            await running
+            self._n_done += 1
+        except Abandoned as error:
+            self._n_abandoned += 1
+            self.log.info("episode abandoned", episode=episode, why=str(error))
+        except BusError as error:
+            self._n_abandoned += 1
+            self.log.warning("episode let go: the broker refuses", episode=episode, why=str(error))
+        finally:
+            self._episodes.pop(episode, None)
+            self._engines.forget(episode)
+            self._slots.release()
+
+    async def _on_cancel(self, incoming: Incoming) -> None:
+        if isinstance(incoming.message, CancelEpisodes):
+            for episode in incoming.message.episodes:
+                if task := self._episodes.get(episode):
+                    task.cancel()
+
+    # --- tools ---
+
+    def tool_subject(self) -> str:
+        """Where tool actors send results for this driver."""
+        return self.bus.core_subject(ToolReply, self.context.actor_id)
+
+    async def tool_result(self, call: str, timeout_s: float) -> ToolResult:
+        """Wait for the result of a call."""
+        future = self._results.setdefault(call, asyncio.get_running_loop().create_future())
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        finally:
+            self._results.pop(call, None)
+
+    async def _on_result(self, incoming: Incoming) -> None:
+        reply = incoming.message
+        if isinstance(reply, ToolReply):
+            if reply.episode in self._episodes:
+                future = self._results.setdefault(reply.call, asyncio.get_running_loop().create_future())
+                if not future.done():
+                    future.set_result(reply.result)
+            await incoming.reply(Received())
+
+    # --- engines ---
+
+    async def generate(self, request: EpisodeRequested, call: GenerateRequest) -> AsyncIterator[GenerationChunk]:
+        """Stream a generation from an engine. When the engine fails or falls silent this ends; the caller asks for the rest."""
+        engine = await self._engine_for(request.episode)
+        queue: asyncio.Queue[GenerationChunk] = asyncio.Queue(maxsize=1024)
+        self._n_asks += 1
+        ask = f"{call.id}/{self.context.actor_id}/{self._n_asks}"
+        self._chunks[ask] = queue
+        self._engines.asked(engine, +1)
+        finished = False
+        try:
+            await self.bus.publish(self._command(request, call, ask), key=engine)
+            while not finished:
+                chunk = await self._next_chunk(queue, engine)
+                if chunk is None:
+                    return
+                finished = chunk.finish is not None
+                yield chunk
+        finally:
+            self._chunks.pop(ask, None)
+            self._engines.asked(engine, -1)
+            if not finished:
+                with suppress(BusError):
+                    await self.bus.publish(Abort(request=ask), key=engine)
+
+    async def _next_chunk(self, queue: asyncio.Queue[GenerationChunk], engine: str) -> GenerationChunk | None:
+        """The next chunk, None when the engine failed, died or fell silent."""
+        for _ in range(int(CHUNK_TIMEOUT_S)):
+            try:
+                async with asyncio.timeout(1.0):
+                    chunk = await queue.get()
+            except TimeoutError:
+                if not self._engines.is_alive(engine):
+                    return None
+                continue
+            if chunk.error is not None:
+                self.log.warning("generation failed", request=chunk.request, engine=engine, error=chunk.error)
+                await self.platform.sleep(0.2)
+                return None
+            return chunk
+        return None
+
+    async def _engine_for(self, episode: str) -> str:
+        waited_s = 0.0
+        while (engine := self._engines.choose(episode)) is None:
+            if waited_s > ENGINE_WAIT_S:
+                raise EngineError(f"no engine was ready for {ENGINE_WAIT_S:g} s; see the engine's log in the run's folder")
+            await self.platform.sleep(0.1)
+            waited_s += 0.1
+        return engine
+
+    def _command(self, request: EpisodeRequested, call: GenerateRequest, ask: str) -> Generate:
+        prompt = call.input_bytes
+        return Generate(
+            request=ask,
+            episode=request.episode,
+            prompt=Column(dtype="u4", shape=(len(prompt) // 4,), data=prompt),
+            stop=list(call.stop),
+            max_new_tokens=call.max_new_tokens,
+            temperature=call.temperature,
+            top_p=call.top_p,
+            top_k=call.top_k,
+            seed=call.seed,
+            min_step=request.progress,
+            reply_to=self.bus.core_subject(GenerationChunk, self.context.actor_id),
+        )
+
+    async def _on_chunk(self, incoming: Incoming) -> None:
+        chunk = incoming.message
+        if isinstance(chunk, GenerationChunk) and (queue := self._chunks.get(chunk.request)) is not None:
+            queue.put_nowait(chunk)

@@ -1,0 +1,258 @@
+"""Owns one inference server: starts it, loads every published version into it, and streams its tokens to drivers."""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import cast
+
+import aiohttp
+
+from actors.runtime.actor import Actor, Context
+from actors.runtime.bus import Incoming
+from actors.runtime.platform import Process
+from asearch.agents.packed import pack_ids, pack_logprobs, unpack_ids
+from asearch.engines.client import EngineClient, GeneratedChunk
+from asearch.errors import BusError, EngineError
+from schemas.commands import Abort, Generate, GenerationChunk
+from schemas.events import PolicyPublished
+from schemas.records import Column, Version, VersionRun
+
+MAX_PENDING = 2048
+VERSION_WAIT_S = 60.0
+
+
+class Engine(Actor):
+    """The actor in front of one server. It buffers no tokens: what a driver has not got, it asks for again."""
+
+    kind = "engine"
+
+    def __init__(self, context: Context, model_dir: str, server_command: Callable[[Path], list[str]] | None = None) -> None:
+        super().__init__(context)
+        self._model_dir = model_dir
+        self._server_command = server_command or self._embedded
+        self._process: Process | None = None
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._loaded = asyncio.Condition()
+        self._n_generated = 0
+        self._n_requests = 0
+        self._n_failed = 0
+        self._update_s = 0.0
+
+    def gauges(self) -> dict[str, float]:
+        """Tokens and requests so far, requests under way, seconds of the last weight update."""
+        return {
+            "n_tokens": self._n_generated,
+            "n_requests": self._n_requests,
+            "n_running": len(self._running),
+            "n_failed": self._n_failed,
+            "update_s": self._update_s,
+        }
+
+    async def start(self) -> None:
+        """Start the server, load the newest published version, then take requests."""
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self.become("starting", "the inference server")
+        self._client = EngineClient(await self._start_server(), self._session)
+        self.become("starting", "the first published version")
+        self.spawn(self._follow_policy(), "policy")
+        async with asyncio.timeout(self.settings.engine.start_timeout_s), self._loaded:
+            await self._loaded.wait_for(lambda: self.version is not None)
+        await self.bus.subscribe(Generate, self.context.actor_id, self._on_generate)
+        await self.bus.subscribe(Abort, self.context.actor_id, self._on_abort)
+
+    async def work(self) -> None:
+        """Watch the server; a server that dies takes the actor down, and its supervisor starts both again."""
+        if self._process is None:
+            await self.wait_stopping()
+            return
+        status = await self._process.wait()
+        raise EngineError(f"the inference server ended with status {status}; {self._log_tail()}")
+
+    async def drain(self) -> None:
+        """Stop the server; drivers ask elsewhere with the tokens they hold."""
+        for task in list(self._running.values()):
+            task.cancel()
+        await self._session.close()
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(5.0):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+
+    # --- the server ---
+
+    def _embedded(self, port_file: Path) -> list[str]:
+        engine = self.settings.engine
+        return [
+            *(sys.executable, "-m", "asearch.engines.embedded", "--model-path", self._model_dir),
+            *("--host", "127.0.0.1", "--port", "0", "--port-file", str(port_file)),
+            *("--threads", str(engine.threads), "--seed", str(self.settings.seed)),
+            *("--max-running-requests", str(engine.max_running_requests)),
+            *("--max-total-tokens", str(engine.max_total_tokens)),
+            *("--context-length", str(self.settings.agent.max_context_tokens)),
+            *("--stream-interval", "64", "--incremental-streaming-output"),
+        ]
+
+    @property
+    def _log_path(self) -> Path:
+        return self.context.run_dir / "logs" / f"{self.context.actor_id}-server.log"
+
+    def _log_tail(self) -> str:
+        text = self._log_path.read_text(errors="replace") if self._log_path.is_file() else ""
+        return f"the end of {self._log_path}:\n" + "\n".join(text.splitlines()[-15:])
+
+    async def _start_server(self) -> str:
+        port_file = self.context.run_dir / f"{self.context.actor_id}.port"
+        port_file.unlink(missing_ok=True)
+        self._process = await self.platform.spawn(self._server_command(port_file), log_path=self._log_path)
+        deadline_s = self.platform.monotonic() + self.settings.engine.start_timeout_s
+        while not port_file.is_file():
+            if self._process.returncode is not None:
+                raise EngineError(f"the inference server did not start; {self._log_tail()}")
+            if self.platform.monotonic() > deadline_s:
+                raise EngineError(f"no server after {self.settings.engine.start_timeout_s:g} s; {self._log_tail()}")
+            await self.platform.sleep(0.05)
+        return f"http://127.0.0.1:{int(port_file.read_text())}"
+
+    # --- weights ---
+
+    async def _follow_policy(self) -> None:
+        """Load what the trainer publishes; of several that wait only the newest."""
+        newest: asyncio.Queue[PolicyPublished] = asyncio.Queue(maxsize=1)
+        self.spawn(self._load_each(newest), "weights")
+        async with aclosing(self.bus.read("policy", events=(PolicyPublished,))) as reader:
+            async for stored in reader:
+                if not isinstance(stored.event, PolicyPublished):
+                    continue
+                if newest.full():
+                    newest.get_nowait()
+                newest.put_nowait(stored.event)
+
+    async def _load_each(self, newest: asyncio.Queue[PolicyPublished]) -> None:
+        while True:
+            published = await newest.get()
+            if not await asyncio.to_thread(Path(published.manifest.path).is_dir):
+                self.log.info("version is gone already", version=str(published.version))
+                continue
+            try:
+                await self._load(published)
+            except EngineError as error:
+                self.log.warning("version not loaded", version=str(published.version), error=str(error))
+                if self.version is None:
+                    raise
+
+    async def _load(self, published: PolicyPublished) -> None:
+        begun_s = self.platform.monotonic()
+        await self._client.pause("retract")
+        try:
+            await self._client.update_weights(published.manifest.path, str(published.version))
+        finally:
+            await self._client.resume()
+        self._update_s = self.platform.monotonic() - begun_s
+        async with self._loaded:
+            self.version = published.version
+            self._loaded.notify_all()
+        await self.platform.fault("engine.loaded")
+
+    # --- generation ---
+
+    async def _on_generate(self, incoming: Incoming) -> None:
+        command = incoming.message
+        if not isinstance(command, Generate):
+            return
+        if len(self._running) >= MAX_PENDING:
+            await self._fail(command, "the engine has too many requests")
+            return
+        self._running[command.request] = self.spawn(self._generate(command), f"generate {command.request}")
+
+    async def _on_abort(self, incoming: Incoming) -> None:
+        command = incoming.message
+        if isinstance(command, Abort) and (task := self._running.get(command.request)) is not None:
+            task.cancel()
+
+    async def _generate(self, command: Generate) -> None:
+        begun_s = self.platform.monotonic()
+        self._n_requests += 1
+        try:
+            async with asyncio.timeout(command.max_wait_ns / 1e9):
+                await self._wait_for_step(command.min_step)
+                await self._stream(command, begun_s)
+        except (EngineError, TimeoutError, aiohttp.ClientError) as error:
+            self._n_failed += 1
+            await self._fail(command, str(error) or type(error).__name__)
+        finally:
+            self._running.pop(command.request, None)
+
+    async def _stream(self, command: Generate, begun_s: float) -> None:
+        parameters = {
+            "max_new_tokens": command.max_new_tokens,
+            "temperature": command.temperature,
+            "top_p": command.top_p,
+            "top_k": command.top_k,
+            "stop": command.stop,
+            "sampling_seed": command.seed,
+        }
+        ids = unpack_ids(command.prompt.data)
+        timeout_s = command.max_wait_ns / 1e9
+        chunks = cast(
+            "AsyncGenerator[GeneratedChunk]",
+            self._client.generate(ids, parameters, rid=command.request, timeout_s=timeout_s),
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                await self._send(command, chunk, int((self.platform.monotonic() - begun_s) * 1e9))
+
+    async def _wait_for_step(self, step: int) -> None:
+        if self.version is not None and self.version.step >= step:
+            return
+        async with asyncio.timeout(VERSION_WAIT_S), self._loaded:
+            await self._loaded.wait_for(lambda: self.version is not None and self.version.step >= step)
+
+    async def _send(self, command: Generate, chunk: GeneratedChunk, elapsed_ns: int) -> None:
+        n_tokens = len(chunk.ids)
+        self._n_generated += n_tokens
+        await self.bus.publish(
+            GenerationChunk(
+                request=command.request,
+                offset=chunk.offset,
+                columns={
+                    "ids": Column(dtype="u4", shape=(n_tokens,), data=pack_ids(chunk.ids)),
+                    "logprobs": Column(dtype="f4", shape=(n_tokens,), data=pack_logprobs(chunk.logprobs)),
+                },
+                versions=[
+                    VersionRun(version=version_of(span.version), start=span.start - chunk.offset, end=span.end - chunk.offset)
+                    for span in chunk.versions
+                ],
+                engine=self.context.actor_id,
+                finish=chunk.finish,
+                elapsed_ns=elapsed_ns,
+            ),
+            subject=command.reply_to,
+        )
+
+    async def _fail(self, command: Generate, error: str) -> None:
+        with suppress(BusError):
+            await self.bus.publish(
+                GenerationChunk(
+                    request=command.request,
+                    offset=0,
+                    columns={},
+                    versions=[],
+                    engine=self.context.actor_id,
+                    error=error,
+                ),
+                subject=command.reply_to,
+            )
+
+
+def version_of(text: str) -> Version:
+    """The policy version that a server's version string names. Raises EngineError."""
+    try:
+        return Version.parse(text)
+    except ValueError as error:
+        raise EngineError(f"the server names a weight version {text!r} that is none of ours") from error

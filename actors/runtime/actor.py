@@ -1,0 +1,249 @@
+"""The life of an actor: start, work on its queue, say that it is alive, drain on a signal.
+
+A queued fact is decoded, handled under a deadline, its effects are stored, and only then is it acknowledged; while it is
+handled the broker is told so. A fact that cannot be decoded, or fails too often, goes to DEAD with its bytes and the reason.
+"""
+
+import asyncio
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import structlog
+
+from actors.runtime.bus import Bus, Delivery, Stored
+from actors.runtime.platform import Platform
+from asearch.configuration.settings import Settings
+from asearch.errors import AsearchError, BusError
+from schemas.commands import Heartbeat
+from schemas.events import Event, EventRefused
+from schemas.records import Version
+from schemas.topology import consumer_named, is_key
+
+HEARTBEAT_S = 1.0
+MAX_DELIVERIES = 5
+"""Deliveries of one fact that may fail for an unexpected reason before it is dead."""
+RETRY_DELAY_S = 1.0
+
+
+@dataclass
+class Context:
+    """What every actor gets: its run, its settings, the bus and the platform."""
+
+    run: str
+    run_dir: Path
+    settings: Settings
+    bus: Bus
+    platform: Platform
+    actor_id: str
+
+    def __post_init__(self) -> None:
+        if not is_key(self.actor_id):
+            raise ValueError(f"actor id {self.actor_id!r} may hold letters, digits, '-' and '_' only")
+
+
+class Actor(ABC):
+    """A process with one mailbox. Subclasses set `kind`, and `queue` if they work on a durable queue of the topology."""
+
+    kind: ClassVar[str]
+    queue: ClassVar[str | None] = None
+    handle_timeout_s: ClassVar[float] = 120.0
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.bus = context.bus
+        self.platform = context.platform
+        self.settings = context.settings
+        self.log = structlog.get_logger().bind(run=context.run, actor=context.actor_id)
+        self.state = "starting"
+        self.waiting_for = ""
+        self.version: Version | None = None
+        self._stopping = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    # --- what a kind of actor fills in ---
+
+    async def start(self) -> None:
+        """Get ready: read state, open files, subscribe. The actor is `ready` when this returns."""
+
+    @abstractmethod
+    async def work(self) -> None:
+        """The main loop. Returns when the actor's job is done or `stopping` is set; cancelled when draining takes too long."""
+
+    async def handle(self, event: Event, stored: Stored) -> None:
+        """Handle one fact of the queue and store every effect before returning."""
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        """Finish or hand over what is under way; called once, after `stopping` is set."""
+
+    def gauges(self) -> dict[str, float]:
+        """Numbers for the heartbeat."""
+        return {}
+
+    @property
+    def concurrency(self) -> int:
+        """Facts of the queue handled at once."""
+        return 64
+
+    # --- the life ---
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the actor has been asked to stop."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Ask the actor to stop; it drains and ends."""
+        self._stopping.set()
+
+    async def wait_stopping(self) -> None:
+        """Return once the actor has been asked to stop."""
+        await self._stopping.wait()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a task that lives no longer than the actor; its failure ends the actor."""
+        if self._group is None:
+            raise RuntimeError("the actor does not run")
+        task = self._group.create_task(coroutine, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def run(self, drain_timeout_s: float = 10.0) -> None:
+        """Live from start to drain. Raises what the actor died of."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self.spawn(self._beat(), "heartbeat")
+            await self.start()
+            await self.platform.fault(f"{self.kind}.started")
+            queue = await self.bus.consume(self.queue, self._deliver, concurrency=self.concurrency) if self.queue else None
+            self.become("ready")
+            await self._until_stopped(self.work())
+            self._stopping.set()
+            self.become("draining")
+            async with _bounded(drain_timeout_s):
+                if queue is not None:
+                    await queue.drain(drain_timeout_s)
+                await self.drain()
+            for task in list(self._background):
+                task.cancel()
+
+    def become(self, state: str, waiting_for: str = "") -> None:
+        """Change the state that heartbeats report; said at once, not at the next beat."""
+        changed = (state, waiting_for) != (self.state, self.waiting_for)
+        self.state, self.waiting_for = state, waiting_for
+        if changed:
+            self.log.info("state", state=state, waiting_for=waiting_for or None)
+
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        worker = asyncio.create_task(work, name="work")
+        stopper = asyncio.create_task(self._stopping.wait(), name="stopping")
+        try:
+            await asyncio.wait({worker, stopper}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopper.cancel()
+            if not worker.done():
+                worker.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await worker
+        if worker.done() and not worker.cancelled():
+            worker.result()
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(BusError):
+                await self.beat_once()
+            await self.platform.sleep(HEARTBEAT_S)
+
+    async def beat_once(self) -> None:
+        """Send one heartbeat."""
+        await self.bus.publish(
+            Heartbeat(
+                actor=self.kind,
+                actor_id=self.context.actor_id,
+                pid=os.getpid(),
+                at_ns=self.platform.now_ns(),
+                state=self.state,
+                waiting_for=self.waiting_for,
+                version=self.version,
+                gauges=self.gauges(),
+            ),
+            key=self.context.actor_id,
+        )
+
+    # --- the queue ---
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        stored = delivery.stored
+        if stored.event is None:
+            await self.bury(stored, stored.malformed or "malformed")
+            await delivery.term()
+            return
+        keeper = asyncio.create_task(self._keep(delivery))
+        try:
+            async with asyncio.timeout(self.handle_timeout_s):
+                await self.handle(stored.event, stored)
+        except (AsearchError, TimeoutError) as error:
+            await self._failed(delivery, error)
+            return
+        except Exception as error:
+            self.log.exception("handler failed", event_id=stored.event.id, subject=stored.subject)
+            await self._failed(delivery, error)
+            return
+        finally:
+            keeper.cancel()
+        await self.platform.fault(f"{self.kind}.before_ack")
+        await delivery.ack()
+
+    async def _failed(self, delivery: Delivery, error: Exception) -> None:
+        stored = delivery.stored
+        self.log.warning("fact not handled", subject=stored.subject, n=delivery.n_delivered, error=str(error) or repr(error))
+        if delivery.n_delivered >= MAX_DELIVERIES and not isinstance(error, BusError):
+            await self.bury(stored, f"{type(error).__name__}: {error}")
+            await self.poisoned(stored)
+            await delivery.term()
+            return
+        await delivery.nak(RETRY_DELAY_S * delivery.n_delivered)
+
+    async def poisoned(self, stored: Stored) -> None:
+        """A fact is dead; say so to whoever waits for its effect."""
+
+    async def bury(self, stored: Stored, reason: str) -> None:
+        """Keep refused bytes in DEAD, once per message."""
+        await self.bus.append(
+            EventRefused(
+                id=f"dead-{stored.stream}-{stored.sequence}-{self.kind}",
+                at_ns=self.platform.now_ns(),
+                stream=stored.stream,
+                subject=stored.subject,
+                sequence=stored.sequence,
+                actor=self.kind,
+                reason=reason,
+                data=stored.data,
+            ),
+            stored.stream.rsplit("-", 1)[-1],
+            str(stored.sequence),
+        )
+
+    async def _keep(self, delivery: Delivery) -> None:
+        """Tell the broker that the fact is being worked on, three times per acknowledgement wait."""
+        assert self.queue is not None  # noqa: S101
+        interval_s = consumer_named(self.queue).ack_wait_s / 3
+        while True:
+            await self.platform.sleep(interval_s)
+            with contextlib.suppress(BusError):
+                await delivery.in_progress()
+
+
+@contextlib.asynccontextmanager
+async def _bounded(timeout_s: float) -> AsyncGenerator[None]:
+    """Give up quietly at the timeout: the caller has nothing better to do than to end."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            yield

@@ -1,0 +1,90 @@
+"""The actor's side of a rank process: start it, send a command, wait for its reply."""
+
+import asyncio
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+from actors.runtime.platform import Platform, Process
+from asearch.errors import TrainingError
+from schemas.local import MAX_FRAME_BYTES, Command, RankFailed, RankReady, Reply, encoder, reply_decoder
+
+START_TIMEOUT_S = 180.0
+R = TypeVar("R", bound=Reply)
+_LENGTH = struct.Struct("<I")
+
+
+class RankProcess:
+    """One rank. Commands are answered in order, one at a time."""
+
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log_path: Path) -> None:
+        self.process = process
+        self._reader = reader
+        self._writer = writer
+        self._log_path = log_path
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def start(cls, platform: Platform, log_path: Path, env: dict[str, str] | None = None) -> "RankProcess":
+        """Start a rank and wait until it has imported what it needs. Raises TrainingError with the end of its log."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await platform.spawn(
+                [sys.executable, "-m", "asearch.training.rank", "--fd", str(theirs.fileno())],
+                env=env,
+                log_path=log_path,
+                pass_fds=(theirs.fileno(),),
+            )
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        rank = cls(process, reader, writer, log_path)
+        ready = await rank._read(START_TIMEOUT_S)
+        if not isinstance(ready, RankReady):
+            raise TrainingError(f"the rank did not start: {ready}")
+        return rank
+
+    async def ask(self, command: Command, expected: type[R], timeout_s: float) -> R:
+        """Send a command and wait for its reply. Raises TrainingError if the rank fails, dies or takes too long."""
+        async with self._turn:
+            data = encoder.encode(command)
+            if len(data) > MAX_FRAME_BYTES:
+                raise TrainingError(f"a command of {len(data)} bytes is over the limit of {MAX_FRAME_BYTES}")
+            self._writer.write(_LENGTH.pack(len(data)))
+            self._writer.write(data)
+            await self._writer.drain()
+            reply = await self._read(timeout_s)
+        if isinstance(reply, RankFailed):
+            raise TrainingError(f"the rank could not {type(command).__name__}: {reply.message}\n{reply.traceback}")
+        if not isinstance(reply, expected):
+            raise TrainingError(f"the rank answered {type(command).__name__} with {type(reply).__name__}")
+        return reply
+
+    async def _read(self, timeout_s: float) -> Reply:
+        try:
+            async with asyncio.timeout(timeout_s):
+                (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+                return reply_decoder.decode(await self._reader.readexactly(length))
+        except TimeoutError as error:
+            raise TrainingError(f"the rank did not answer within {timeout_s:g} s; {self.log_tail()}") from error
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise TrainingError(f"the rank is gone; {self.log_tail()}") from error
+
+    def log_tail(self) -> str:
+        """The last lines of the rank's log, for an error message."""
+        text = self._log_path.read_text(errors="replace") if self._log_path.is_file() else ""
+        return f"the end of {self._log_path}:\n" + "\n".join(text.splitlines()[-15:])
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """End the process: ask by closing the channel, then by signal."""
+        self._writer.close()
+        self.process.terminate()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()

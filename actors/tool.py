@@ -1,0 +1,94 @@
+"""Executes tool calls: reads `ToolRequested`, calls the tool, hands the result to the driver that asked."""
+
+import aiohttp
+
+from actors.runtime.actor import Actor, Context
+from actors.runtime.bus import Stored
+from asearch.errors import NoResponderError, RequestTimeoutError
+from asearch.tools.access import AccessTool
+from asearch.tools.base import ToolSet
+from asearch.tools.client import CorpusClient
+from asearch.tools.latency import latency_s
+from asearch.tools.search import SearchTool
+from schemas.commands import ToolReply
+from schemas.events import Event, ToolRequested
+from schemas.records import ToolResult
+
+REPLY_TIMEOUT_S = 10.0
+
+
+class Tool(Actor):
+    """One of any number of workers on the tool queue."""
+
+    kind = "tool"
+    queue = "tool"
+
+    def __init__(self, context: Context, corpus_url: str) -> None:
+        super().__init__(context)
+        self._corpus_url = corpus_url
+        self._n_calls = 0
+        self._n_errors = 0
+        self._n_busy = 0
+        self._busy_s = 0.0
+
+    @property
+    def concurrency(self) -> int:
+        """Calls under way at once."""
+        return self.settings.tools.concurrency
+
+    def gauges(self) -> dict[str, float]:
+        """Calls so far, failed ones, calls under way, seconds in calls."""
+        return {
+            "n_calls": self._n_calls,
+            "n_errors": self._n_errors,
+            "n_busy": self._n_busy,
+            "call_s": self._busy_s / max(1, self._n_calls),
+        }
+
+    async def start(self) -> None:
+        """Open the HTTP session that all calls share."""
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=self.settings.tools.limits.n_concurrent))
+        client = CorpusClient(
+            self._corpus_url,
+            self._session,
+            sleep=self.platform.sleep,
+            now_ns=lambda: int(self.platform.monotonic() * 1e9),
+            limits=self.settings.tools.limits,
+        )
+        self._tools = ToolSet(SearchTool(client, self.settings.agent.topk), AccessTool(client))
+
+    async def work(self) -> None:
+        """The queue does the work."""
+        await self.wait_stopping()
+
+    async def drain(self) -> None:
+        """Close the HTTP session."""
+        await self._session.close()
+
+    async def handle(self, event: Event, stored: Stored) -> None:
+        """One call. The result is delivered before the fact is acknowledged; a driver that is gone asks again itself."""
+        if not isinstance(event, ToolRequested):
+            return
+        started_s = self.platform.monotonic()
+        self._n_busy += 1
+        try:
+            result = await self._call(event)
+        finally:
+            self._n_busy -= 1
+        self._n_calls += 1
+        self._n_errors += result.error is not None
+        self._busy_s += self.platform.monotonic() - started_s
+        await self.platform.fault("tool.called")
+        reply = ToolReply(episode=event.episode, call=event.call, result=result)
+        try:
+            await self.bus.request(reply, subject=event.reply_to, timeout_s=REPLY_TIMEOUT_S)
+        except NoResponderError:
+            self.log.info("the driver that asked is gone", episode=event.episode, call=event.call)
+        except RequestTimeoutError:
+            self.log.warning("the driver that asked does not answer", episode=event.episode, call=event.call)
+
+    async def _call(self, event: ToolRequested) -> ToolResult:
+        delay_s = latency_s(self.settings.tools.latency, event.task, event.member, event.turn)
+        if delay_s > 0:
+            await self.platform.sleep(delay_s)
+        return await self._tools.call(event.tool, event.argument, deadline_s=self.settings.tools.deadline_s)

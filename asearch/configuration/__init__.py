@@ -1,0 +1,1 @@
+"""Recipes, settings and their errors: what a run is told to do."""

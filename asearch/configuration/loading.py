@@ -1,0 +1,152 @@
+"""From a recipe's name or file, and overrides like `run.steps=5`, to settings, or to an error that says what to change."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast, get_args, get_type_hints
+
+import msgspec
+
+from asearch.configuration.settings import Settings
+from asearch.errors import ConfigError
+
+Tree = dict[str, Any]
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for a near miss, else the list of what there is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with asearch."""
+    folder = resources.files("asearch.recipes")
+    return sorted(entry.name for entry in folder.iterdir() if entry.joinpath("recipe.toml").is_file())
+
+
+def load_settings(recipe: str, overrides: Iterable[str] = (), values: Mapping[str, object] | None = None) -> Settings:
+    """Settings of a recipe (a name, or the path of a TOML file) with `table.key=value` overrides and dotted `values`.
+
+    Raises ConfigError for an unknown recipe, an unknown key (with its path and a suggestion) or a value of the wrong type.
+    """
+    tree = _read_recipe(recipe)
+    tree.setdefault("recipe", Path(recipe).parent.name if recipe.endswith(".toml") else recipe)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"setting {override!r} has no '=': write it as table.key=value, e.g. run.steps=20")
+        _put(tree, path.strip(), _parse_value(text.strip()))
+    for path, value in (values or {}).items():
+        _put(tree, path, value)
+    return decode_settings(tree)
+
+
+def decode_settings(tree: Tree) -> Settings:
+    """Typed settings of a tree of tables. Raises ConfigError that names the path of what is wrong."""
+    _refuse_unknown(tree, Settings, "")
+    try:
+        settings = msgspec.convert(tree, Settings, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_readable(str(error))) from error
+    return check_settings(settings)
+
+
+def check_settings(settings: Settings) -> Settings:
+    """The settings, if their values make sense together. Raises ConfigError."""
+    run = settings.run
+    positive = {
+        "run.groups_per_step": run.groups_per_step,
+        "run.group_size": run.group_size,
+        "run.steps": run.steps,
+        "world.entities": settings.world.entities,
+        "world.relations": settings.world.relations,
+        "engine.count": settings.engine.count,
+    }
+    for path, value in positive.items():
+        if value < 1:
+            raise ConfigError(f"{path} must be at least 1, got {value}")
+    if run.eta < 0:
+        raise ConfigError(f"run.eta must be 0 (synchronous) or more, got {run.eta}")
+    if run.rule not in ("mask", "discard", "keep"):
+        raise ConfigError(f"run.rule is {run.rule!r}{suggest(run.rule, ('mask', 'discard', 'keep'))}")
+    if settings.engine.kind not in ("embedded", "sglang"):
+        raise ConfigError(f"engine.kind is {settings.engine.kind!r}{suggest(settings.engine.kind, ('embedded', 'sglang'))}")
+    return settings
+
+
+def recipe_hash(settings: Settings) -> str:
+    """A name for exactly these settings: 16 hex digits."""
+    return hashlib.sha256(msgspec.json.encode(settings, order="deterministic")).hexdigest()[:16]
+
+
+def _read_recipe(recipe: str) -> Tree:
+    if recipe.endswith(".toml"):
+        path = Path(recipe)
+        if not path.is_file():
+            raise ConfigError(f"there is no recipe file {recipe}")
+        text = path.read_text()
+    else:
+        entry = resources.files("asearch.recipes").joinpath(recipe, "recipe.toml")
+        if not entry.is_file():
+            raise ConfigError(f"there is no recipe '{recipe}'{suggest(recipe, recipe_names())}")
+        text = entry.read_text()
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {recipe} is not valid TOML: {error}") from error
+
+
+def _parse_value(text: str) -> object:
+    """TOML where it is TOML, `none` for unset, else the text itself."""
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return cast("object", json.loads(text))
+    except ValueError:
+        pass
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(tree: Tree, path: str, value: object) -> None:
+    *tables, key = path.split(".")
+    for table in tables:
+        inner = tree.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{path}: '{table}' is a value, not a table")
+        tree = cast("Tree", inner)
+    tree[key] = value
+
+
+def _refuse_unknown(tree: Tree, struct: type[msgspec.Struct], path: str) -> None:
+    known = get_type_hints(struct)
+    for key, value in tree.items():
+        where = f"{path}{key}"
+        if key not in known:
+            raise ConfigError(f"unknown setting '{where}'{suggest(key, known)}")
+        inner = _table_of(known[key])
+        if inner is not None and isinstance(value, dict):
+            _refuse_unknown(cast("Tree", value), inner, f"{where}.")
+
+
+def _table_of(hint: object) -> type[msgspec.Struct] | None:
+    for candidate in (hint, *get_args(hint)):
+        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
+            return candidate
+    return None
+
+
+def _readable(message: str) -> str:
+    """`Expected `int`, got `str` - at `$.run.steps`` as `run.steps: expected int, got str`."""
+    what, _, where = message.partition(" - at `$.")
+    if not where:
+        return message
+    return f"{where.rstrip('`')}: {what.replace('`', '')[:1].lower()}{what.replace('`', '')[1:]}"

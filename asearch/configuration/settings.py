@@ -1,0 +1,157 @@
+"""Every setting of a run, with its default. A recipe is a TOML file with these tables; unknown keys are refused."""
+
+import msgspec
+
+from asearch.agents.settings import AgentSettings
+from asearch.rewards.answer import AUG_WEIGHT
+from asearch.rewards.grader import RewardConfig
+from asearch.tools.client import ClientLimits
+from asearch.tools.latency import LatencySpec
+from asearch.training.settings import TrainerSettings
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of a recipe."""
+
+
+class RunSettings(Table, frozen=True, kw_only=True):
+    """How long to train, on how many episodes a step, and how far ahead of the trainer."""
+
+    steps: int = 40
+    """Policy updates."""
+    groups_per_step: int = 16
+    group_size: int = 8
+    eta: int = 4
+    """Largest staleness at which a token is trained; 0 is the synchronous mode, 1 one step off."""
+    rule: str = "mask"
+    """What is done with tokens older than eta: mask, discard or keep."""
+    max_refills: int = 1
+    """How often the group of a slot may be replaced when it carries no signal or is incomplete."""
+    min_graded: int | None = None
+    """Graded members that a group needs; unset means all."""
+    max_empty_steps: int = 20
+    """Empty steps in a row after which the run ends with an error."""
+    max_groups_in_flight: int = 96
+    max_episodes_per_driver: int = 512
+    episode_deadline_s: float = 600.0
+    """Wall clock of one episode; at 80 % it is asked for its answer."""
+    lease_s: float = 30.0
+    """How long an episode may be in no driver's lease before it is asked for again."""
+
+
+class WorldSettings(Table, frozen=True, kw_only=True):
+    """The generated wiki that stands in for a corpus where none is given. `seed` unset means the run's seed."""
+
+    entities: int = 64
+    relations: int = 6
+    max_hops: int = 3
+    test_questions: int = 300
+    seed: int | None = None
+
+
+class DataSettings(Table, frozen=True, kw_only=True):
+    """Files of the user's own; unset means the generated world."""
+
+    corpus: str | None = None
+    pages: str | None = None
+    tasks: str | None = None
+    eval_tasks: str | None = None
+    eval_fraction: float = 0.2
+    max_question_chars: int = 4000
+
+
+class ModelSettings(Table, frozen=True, kw_only=True):
+    """The policy: an HF folder, or a small fresh model of this shape."""
+
+    path: str | None = None
+    layers: int = 2
+    hidden: int = 64
+    heads: int = 4
+    kv_heads: int = 4
+    ffn: int = 192
+    vocabulary: int = 4096
+    """Upper bound; the vocabulary holds bytes and the words of corpus and questions."""
+
+
+class WarmstartSettings(Table, frozen=True, kw_only=True):
+    """Supervised steps on scripted episodes before reinforcement learning; 0 steps turn it off."""
+
+    steps: int = 600
+    episodes_per_step: int = 48
+    lr: float = 3e-3
+    warmup_steps: int = 50
+    stop_early: float = 0.8
+    """How often a demonstration answers although its chain is incomplete: what RL has to unlearn."""
+
+
+class RewardSettings(Table, frozen=True, kw_only=True):
+    """How an episode is judged."""
+
+    name: str = "f1_format"
+    normalise: str | None = None
+    """Normalisation variant; unset means the one of the reward's source."""
+    aug_weight: float = AUG_WEIGHT
+    permute: bool = False
+    """Shuffle the rewards of each batch: a control that must learn nothing."""
+
+    def config(self) -> RewardConfig:
+        """What a grader is given. Raises ConfigError for an unknown name."""
+        return RewardConfig(name=self.name, normalise=self.normalise, aug_weight=self.aug_weight)
+
+
+class ToolSettings(Table, frozen=True, kw_only=True):
+    """How tools are called, and the latency that benchmarks add to them."""
+
+    deadline_s: float = 60.0
+    """For one call, with its retries."""
+    concurrency: int = 256
+    limits: ClientLimits = ClientLimits()
+    latency: LatencySpec = LatencySpec()
+
+
+class EngineSettings(Table, frozen=True, kw_only=True):
+    """The inference servers."""
+
+    kind: str = "embedded"
+    count: int = 1
+    threads: int = 1
+    max_running_requests: int = 128
+    max_total_tokens: int = 65536
+    start_timeout_s: float = 120.0
+
+
+class EvaluationSettings(Table, frozen=True, kw_only=True):
+    """Greedy evaluation on held-out questions, before and after training."""
+
+    before: bool = True
+    after: bool = True
+    questions: int = 300
+    seeds: int = 1
+
+
+class CheckpointSettings(Table, frozen=True, kw_only=True):
+    """How often the trainer's state is made durable; two checkpoints are kept."""
+
+    every_steps: int = 10
+    weights_dir: str | None = None
+    """Where published weights lie; unset means shared memory if there is room, else the run's folder."""
+    keep_versions: int = 3
+
+
+class Settings(Table, frozen=True, kw_only=True):
+    """A whole run."""
+
+    recipe: str = "toy"
+    seed: int = 0
+    run: RunSettings = RunSettings()
+    world: WorldSettings = WorldSettings()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    warmstart: WarmstartSettings = WarmstartSettings()
+    agent: AgentSettings = AgentSettings()
+    tools: ToolSettings = ToolSettings()
+    rewards: RewardSettings = RewardSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    engine: EngineSettings = EngineSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
