@@ -176,7 +176,9 @@ class MemoryBus(Bus):
                 raise
             return there.sequence
         if known and expected is not None:
-            raise ConflictError(f"the id {record.message_id!r} is already used in stream {target.stream}, at {sequence}")
+            raise ConflictError(
+                f"the id {record.message_id!r} is already used in stream {target.stream}, at {sequence}"
+            )
         return sequence
 
     async def read(
@@ -198,7 +200,9 @@ class MemoryBus(Bus):
             while end is None or position < end:
                 self._check_open()
                 if held.last_sequence < position:
-                    raise StreamRewoundError(f"stream {stream} ends at {held.last_sequence}, but was read up to {position}")
+                    raise StreamRewoundError(
+                        f"stream {stream} ends at {held.last_sequence}, but was read up to {position}"
+                    )
                 if position == held.last_sequence:
                     await signal.wait()
                     continue

@@ -110,7 +110,9 @@ class Wire:
         except (TimeoutError, OSError, NatsError) as error:
             await self.close()
             reason = f"{type(error).__name__} {error}".strip()
-            raise BusError(f"no NATS server at {self.url} within {timeout_s:g} s ({reason}): is the broker up?") from error
+            raise BusError(
+                f"no NATS server at {self.url} within {timeout_s:g} s ({reason}): is the broker up?"
+            ) from error
 
     async def _connect(self) -> None:
         while True:
@@ -210,7 +212,9 @@ class Wire:
         if future is not None and not future.done():
             future.set_result(packet)
 
-    async def request(self, subject: str, data: bytes, timeout_s: float, header: dict[str, str] | None = None) -> Packet:
+    async def request(
+        self, subject: str, data: bytes, timeout_s: float, header: dict[str, str] | None = None
+    ) -> Packet:
         """One message, one answer. Raises NoResponderError at once if nobody listens, RequestTimeoutError in the end."""
         inbox, token = self.reply_subject()
         future = self.expect(token)
