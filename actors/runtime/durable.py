@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from actors.runtime.bus import Handler, Stored
 from actors.runtime.decoding import backoff_s, stored_of
-from actors.runtime.pull import PullSession, Signal, Watchdog
+from actors.runtime.pull import PullSession, Watchdog
 from actors.runtime.reader import delivery_fields
+from actors.runtime.waking import Signal
 from actors.runtime.wire import Packet, Wire
 from asearch.errors import BusError
 from schemas.topology import Consumer, broker_stream

@@ -12,6 +12,7 @@ from actors.runtime.decoding import backoff_s, stored_of
 from actors.runtime.memory_broker import MemoryBroker, MemoryQueue, MemoryStream, Record, Worker, matches
 from actors.runtime.platform import Platform
 from actors.runtime.routes import Route, core_target, read_filters, route
+from actors.runtime.waking import Signal
 from asearch.errors import BusError, ConflictError, NoResponderError, RequestTimeoutError, StreamRewoundError
 from schemas import topology
 from schemas.codec import MalformedError, decode_message, encode
@@ -194,15 +195,15 @@ class MemoryBus(Bus):
         held = self.broker.stream(self.run, stream)
         end = None if follow else held.last_sequence
         position = start_sequence - 1
+        n_rewinds = len(held.rewinds)
         signal = Signal()
         held.readers.add(signal)
         try:
             while end is None or position < end:
                 self._check_open()
-                if held.last_sequence < position:
-                    raise StreamRewoundError(
-                        f"stream {stream} ends at {held.last_sequence}, but was read up to {position}"
-                    )
+                lowest = min(held.rewinds[n_rewinds:], default=held.last_sequence)
+                if min(lowest, held.last_sequence) < position:
+                    raise StreamRewoundError(f"stream {stream} ended at {lowest}, but was read up to {position}")
                 if position == held.last_sequence:
                     await signal.wait()
                     continue

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from actors.runtime.bus import Stored, StreamInfo
 from actors.runtime.decoding import stored_of
 from actors.runtime.jsapi import STREAM_MISSING, ApiRefusal, JetStreamApi
-from actors.runtime.pull import PullSession, Signal, Watchdog
+from actors.runtime.pull import PullSession, Watchdog
+from actors.runtime.waking import Signal
 from actors.runtime.wire import Packet, Wire
 from asearch.errors import BusError, StreamRewoundError
 
