@@ -204,6 +204,7 @@ class MemoryBus(Bus):
                 lowest = min(held.rewinds[n_rewinds:], default=held.last_sequence)
                 if min(lowest, held.last_sequence) < position:
                     raise StreamRewoundError(f"stream {stream} ended at {lowest}, but was read up to {position}")
+                n_rewinds = len(held.rewinds)
                 if position == held.last_sequence:
                     await signal.wait()
                     continue

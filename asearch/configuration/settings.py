@@ -77,11 +77,12 @@ class WarmstartSettings(Table, frozen=True, kw_only=True):
     """Supervised steps on scripted episodes before reinforcement learning; 0 steps turn it off."""
 
     steps: int = 600
-    episodes_per_step: int = 48
-    lr: float = 3e-3
-    warmup_steps: int = 50
+    tokens_per_step: int = 4096
+    demonstrations: int = 12_000
+    """Distinct scripted episodes; steps go through them again and again."""
     stop_early: float = 0.8
-    """How often a demonstration answers although its chain is incomplete: what RL has to unlearn."""
+    """How often a demonstration answers although its chain is incomplete: what reinforcement learning has to unlearn."""
+    trainer: TrainerSettings = TrainerSettings(objective="sft")
 
 
 class RewardSettings(Table, frozen=True, kw_only=True):
