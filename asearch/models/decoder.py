@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import silu
 
 from asearch.models.attention import OneTokenPlan, Plan, Span, SpansPlan
 from asearch.models.config import ModelConfig
@@ -27,6 +27,7 @@ class Decoder:
         self.weights = weights
         self._q_width = config.n_heads * config.head_dim
         self._qk_width = self._q_width + config.n_kv_heads * config.head_dim
+        self._eps_11 = torch.full((1, 1), config.rms_norm_eps)
         self._qk_heads = config.n_heads + config.n_kv_heads
 
     @classmethod
@@ -62,12 +63,11 @@ class Decoder:
     def _forward(
         self, cache: KvCache, x_NH: Tensor, rows_N: Tensor, positions_N: Tensor, plan: Plan, spans: list[Span] | None
     ) -> Tensor:
-        config, eps = self.config, self.config.rms_norm_eps
-        shape = (config.hidden_size,)
+        config, eps = self.config, self._eps_11
         rotation_N1C = self.weights.rotation_LC.index_select(0, positions_N).unsqueeze(1)
         entries_LN = cache.entries_LN(rows_N, positions_N)
         for i, layer in enumerate(self.weights.layers):
-            q_NQD = self._project(layer, rms_norm(x_NH, shape, None, eps), rotation_N1C, cache, entries_LN[i])
+            q_NQD = self._project(layer, _normed(x_NH, eps), rotation_N1C, cache, entries_LN[i])
             if spans is not None and i == config.n_layers - 1:
                 # Only the last token of each part goes on: its keys and values are written, no one reads the others.
                 last_N = torch.tensor([span.first + span.n_tokens - 1 for span in spans])
@@ -77,10 +77,10 @@ class Decoder:
             x_NH = torch.addmm(x_NH, plan.attend(i, q_NQD), layer.out_QH)
             if layer.out_bias_H is not None:
                 x_NH += layer.out_bias_H
-            gate_up = rms_norm(x_NH, shape, None, eps) @ layer.gate_up_HF
+            gate_up = _normed(x_NH, eps) @ layer.gate_up_HF
             gate, up = gate_up.chunk(2, -1)
             x_NH = torch.addmm(x_NH, silu(gate).mul_(up), layer.down_FH)
-        return rms_norm(x_NH, shape, None, eps) @ self.weights.head_HV
+        return _normed(x_NH, eps) @ self.weights.head_HV
 
     def _project(
         self, layer: FusedLayer, x_NH: Tensor, rotation_N1C: Tensor, cache: KvCache, entries_N: Tensor
@@ -91,7 +91,20 @@ class Decoder:
         head_dim = self.config.head_dim
         qk = qkv_NW[:, : self._qk_width].unflatten(1, (self._qk_heads, head_dim))
         if layer.qk_norm_ND is not None:
-            qk.copy_(rms_norm(qk, (head_dim,), None, self.config.rms_norm_eps).mul_(layer.qk_norm_ND))
+            scale = _inverse_rms(qk.square().view(-1, head_dim), self._eps_11)
+            qk.mul_(scale.view(-1, self._qk_heads, 1)).mul_(layer.qk_norm_ND)
         torch.view_as_complex(qk.unflatten(2, (head_dim // 2, 2))).mul_(rotation_N1C)
         cache.flat_XW.index_copy_(0, entries_N, qkv_NW[:, self._q_width :])
         return qk[:, : self.config.n_heads]
+
+
+def _normed(x_NH: Tensor, eps_11: Tensor) -> Tensor:
+    """RMSNorm without its weight, which is folded into the product that follows."""
+    return _inverse_rms(x_NH.square(), eps_11).mul(x_NH)
+
+
+def _inverse_rms(squares_NX: Tensor, eps_11: Tensor) -> Tensor:
+    # The mean as a product with a vector: one call instead of a reduction and an addition, a third of the time when
+    # a step has few tokens.
+    width = squares_NX.shape[1]
+    return torch.addmm(eps_11, squares_NX, squares_NX.new_full((width, 1), 1.0 / width)).rsqrt_()

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import msgspec
 import torch
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers import decoders, models, pre_tokenizers
 
 from asearch.models.config import ModelConfig
 from asearch.models.weights import save_weights
@@ -45,3 +47,17 @@ def write_model(folder: Path, config: ModelConfig, seed: int) -> Path:
     (folder / "config.json").write_bytes(msgspec.json.encode(config.to_hf()))
     save_weights(folder, random_tensors(config, seed))
     return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Bytes 0-255, then words to id 297, then <|eos|> and <|pad|>: VOCAB tokens."""
+    alphabet = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    words = ["Ġthe", "stop", "Ġstop", "</search>", "ab"] + [f"w{i}" for i in range(37)]
+    vocab = alphabet | {word: 256 + i for i, word in enumerate(words)}
+    tokenizer = HfTokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|eos|>", "<|pad|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<|eos|>", "pad_token": {"content": "<|pad|>"}}
+    (folder / "tokenizer_config.json").write_bytes(msgspec.json.encode(settings))

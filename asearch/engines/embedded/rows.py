@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from asearch.models.kv_cache import KvCache
 
-_MIN_COPY = 16
-"""Shorter common prefixes are computed again rather than copied."""
+_BLOCK = 16
+"""Prefixes are looked up at multiples of so many tokens, and shorter common prefixes are computed again."""
 _MIN_WAIT = 32
 """A prompt waits for a running one if that saves it at least so many tokens."""
 _MAX_LOSS = 0.25
@@ -17,16 +16,29 @@ _MAX_LOSS = 0.25
 _DENSE = 0.6
 
 
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """One row. Active: a request runs in it. Idle: kept for reuse, or empty."""
+
+    row: int
+    tokens: list[int] = field(default_factory=list[int])
+    """What the row holds or, while a prompt is fed, will hold."""
+    n_valid: int = 0
+    """Tokens whose keys and values are there."""
+    keys: list[int] = field(default_factory=list[int])
+    """Hashes of the prefixes of 1, 2, ... blocks of `tokens`."""
+    active: bool = False
+    used: int = 0
+
+
 class Rows:
-    """Book-keeping of a `KvCache`. A row is *active* (a request runs in it) or *idle* (kept for reuse, or empty)."""
+    """Book-keeping of a `KvCache`."""
 
     def __init__(self, cache: KvCache) -> None:
         self._cache = cache
-        self._tokens_SP = np.zeros((cache.n_rows, cache.n_positions), dtype=np.int32)
-        self._n_valid_S = np.zeros(cache.n_rows, dtype=np.int64)
-        self._n_planned_S = np.zeros(cache.n_rows, dtype=np.int64)
-        self._used_S = np.zeros(cache.n_rows, dtype=np.int64)
-        self._active_S = np.zeros(cache.n_rows, dtype=np.bool_)
+        self._kept = [_Kept(row) for row in range(cache.n_rows)]
+        self._by_prefix: dict[int, _Kept] = {}
+        """Hash of a prefix of whole blocks to a row that begins with it, the latest one."""
         self._clock = 0
 
     def acquire(self, tokens: Sequence[int]) -> tuple[int, int] | None:
@@ -35,37 +47,30 @@ class Rows:
         None asks to try again after the next step: a running prompt shares a long prefix that is not computed yet.
         The caller guarantees that a row is idle.
         """
-        new = np.asarray(tokens, dtype=np.int32)
-        source, matched = self._longest(new[:-1])
-        n_valid = int(self._n_valid_S[source])
-        if self._active_S[source] and matched >= n_valid + _MIN_WAIT:
+        new = list(tokens)
+        source, matched = self._longest(new)
+        if source is not None and source.active and matched >= source.n_valid + _MIN_WAIT:
             return None
-        matched = min(matched, n_valid)
-        if not self._active_S[source] and 0 < matched and n_valid - matched <= max(_MIN_COPY, _MAX_LOSS * n_valid):
-            row = source
-        else:
-            row = self._victim()
-            if row != source:
-                matched = matched if matched >= _MIN_COPY else 0
-                if matched:
-                    self._cache.copy_prefix(source, row, matched)
-        self._tokens_SP[row, matched : len(new)] = new[matched:]
-        self._n_valid_S[row], self._n_planned_S[row] = matched, len(new)
-        self._active_S[row] = True
-        return row, matched
+        kept, n_reused = self._choose(source, matched)
+        self._forget(kept, n_reused if kept is source else 0)
+        kept.tokens, kept.n_valid, kept.active = new, n_reused, True
+        self._remember(kept)
+        return kept.row, n_reused
 
     def computed(self, row: int, n_tokens: int) -> None:
         """Says that keys and values of the first `n_tokens` tokens of the row's prompt are there."""
-        self._n_valid_S[row] = n_tokens
+        self._kept[row].n_valid = n_tokens
 
-    def release(self, row: int, tokens: Sequence[int], start: int) -> None:
-        """Makes a row idle; it holds `start` tokens known before, then `tokens`."""
-        end = start + len(tokens)
-        self._tokens_SP[row, start:end] = tokens
-        self._n_valid_S[row] = self._n_planned_S[row] = end
-        self._active_S[row] = False
+    def release(self, row: int, tokens: Sequence[int], n_before: int) -> None:
+        """Makes a row idle; it holds the first `n_before` tokens known for it, then `tokens`."""
+        kept = self._kept[row]
+        self._forget(kept, n_before)
+        kept.tokens = kept.tokens[:n_before] + list(tokens)
+        kept.n_valid = len(kept.tokens)
+        kept.active = False
         self._clock += 1
-        self._used_S[row] = self._clock
+        kept.used = self._clock
+        self._remember(kept)
 
     def spoil(self, row: int) -> None:
         """Makes a row idle and empty, and wipes values that may not be finite."""
@@ -74,10 +79,10 @@ class Rows:
 
     def flush(self) -> None:
         """Forgets everything; no row may be active."""
-        if self._active_S.any():
+        if any(kept.active for kept in self._kept):
             raise AssertionError("rows are flushed only when none is active")
-        self._n_valid_S[:] = 0
-        self._n_planned_S[:] = 0
+        self._kept = [_Kept(row) for row in range(self._cache.n_rows)]
+        self._by_prefix = {}
 
     def compact(self, n_fed: Mapping[int, int]) -> dict[int, int]:
         """Moves active rows down until they fill most of the range from row 0; returns {old row: new row}.
@@ -85,41 +90,65 @@ class Rows:
         `n_fed` says for each active row how many of its positions are in use.
         """
         moves: dict[int, int] = {}
-        active = np.flatnonzero(self._active_S)
-        idle = np.flatnonzero(~self._active_S)
-        n_active = len(active)
-        for source, target in zip(active[::-1].tolist(), idle.tolist(), strict=False):
-            if n_active >= _DENSE * (source + 1) or target > source:
+        target = 0
+        for source in sorted(n_fed, reverse=True):
+            if len(n_fed) >= _DENSE * (source + 1):
                 break
-            self._swap(source, target, max(1, n_fed[source], int(self._n_valid_S[target])))
+            while self._kept[target].active:
+                target += 1
+            if target > source:
+                break
+            self._cache.swap(source, target, max(1, n_fed[source], self._kept[target].n_valid))
+            self._kept[source], self._kept[target] = self._kept[target], self._kept[source]
+            self._kept[source].row, self._kept[target].row = source, target
             moves[source] = target
         return moves
 
-    def _swap(self, a: int, b: int, n_tokens: int) -> None:
-        pair, reverse = [a, b], [b, a]
-        self._cache.swap(a, b, n_tokens)
-        for column in (self._tokens_SP, self._n_valid_S, self._n_planned_S, self._used_S, self._active_S):
-            column[pair] = column[reverse]
+    def _choose(self, source: _Kept | None, matched: int) -> tuple[_Kept, int]:
+        """The row to use, and how many tokens are in it: `source` itself, or another with its prefix copied."""
+        if source is not None:
+            matched = min(matched, source.n_valid)
+            loss = source.n_valid - matched
+            if not source.active and matched and loss <= max(_BLOCK, _MAX_LOSS * source.n_valid):
+                return source, matched
+        victim = min((kept for kept in self._kept if not kept.active), key=lambda kept: (kept.n_valid > 0, kept.used))
+        if source is None or matched < _BLOCK:
+            return victim, 0
+        if victim is not source:
+            self._cache.copy_prefix(source.row, victim.row, matched)
+        return victim, matched
 
-    def _victim(self) -> int:
-        idle = np.flatnonzero(~self._active_S)
-        empty = idle[self._n_valid_S[idle] == 0]
-        return int(empty[0]) if len(empty) else int(idle[np.argmin(self._used_S[idle])])
+    def _longest(self, new: list[int]) -> tuple[_Kept | None, int]:
+        """A row that shares the longest prefix with `new`, up to part of a block; and how many tokens of it."""
+        end = len(new) - 1
+        found, n_found, key = None, 0, 0
+        for start in range(0, end - _BLOCK + 1, _BLOCK):
+            key = hash((key, *new[start : start + _BLOCK]))
+            kept = self._by_prefix.get(key)
+            if kept is None:
+                break
+            found, n_found = kept, start + _BLOCK
+        if found is None or found.tokens[:n_found] != new[:n_found]:
+            return None, 0
+        for ours, theirs in zip(new[n_found:end], found.tokens[n_found:], strict=False):
+            if ours != theirs:
+                break
+            n_found += 1
+        return found, n_found
 
-    def _longest(self, new: np.ndarray) -> tuple[int, int]:
-        """The row that shares the longest prefix with `new`, idle and exactly used up rows first; and its length."""
-        rows = np.flatnonzero(self._n_planned_S > 0)
-        start, width, best = 0, 32, (0, 0)
-        while len(rows) and start < len(new):
-            end = min(start + width, len(new))
-            same = self._tokens_SP[rows, start:end] == new[start:end]
-            same &= np.arange(start, end) < self._n_planned_S[rows, None]
-            n_same = np.where(same.all(1), end - start, same.argmin(1))
-            longest = int(n_same.max())
-            if longest:
-                tied = rows[n_same == longest]
-                cost = self._n_planned_S[tied] + self._active_S[tied] * (1 << 40)
-                best = int(tied[np.argmin(cost)]), start + longest
-            rows = rows[n_same == end - start]
-            start, width = end, width * 2
-        return best
+    def _remember(self, kept: _Kept) -> None:
+        keys, tokens = kept.keys, kept.tokens
+        key = keys[-1] if keys else 0
+        for start in range(len(keys) * _BLOCK, len(tokens) - _BLOCK + 1, _BLOCK):
+            key = hash((key, *tokens[start : start + _BLOCK]))
+            keys.append(key)
+        for key in keys:
+            self._by_prefix[key] = kept
+
+    def _forget(self, kept: _Kept, n_tokens: int) -> None:
+        """Drops what is known of a row beyond its first `n_tokens` tokens."""
+        n_blocks = n_tokens // _BLOCK
+        for key in kept.keys[n_blocks:]:
+            if self._by_prefix.get(key) is kept:
+                del self._by_prefix[key]
+        del kept.keys[n_blocks:]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import itertools
 import logging
 import random
@@ -35,6 +37,7 @@ _DEFAULT_CONTEXT = 32768
 _CACHE_BYTES = 64 << 30
 """Address space for the cache; only what is written becomes resident."""
 _STOP_S = 1.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _BODY_BYTES = 256 << 20
 _SWITCH_S = 0.0005
 """Longest time for which the event loop or the scheduler's thread keeps the other from Python: the default of 5 ms is
@@ -45,6 +48,7 @@ def serve(options: Options) -> None:
     """Serves until SIGTERM or SIGINT. Raises `InputError` for a model and `EngineError` for a port not to be had."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     sys.setswitchinterval(_SWITCH_S)
+    _keep_freed_memory()
     torch.set_num_threads(options.threads)
     listener = _bind(options)
     config = ModelConfig.load(options.model_path)
@@ -100,6 +104,18 @@ async def _serve(
     except TimeoutError:
         log = logging.getLogger(__name__)
         log.warning("connections did not close within %s s", _STOP_S)
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc's allocator to reuse freed blocks instead of returning them to the system.
+
+    Intermediate tensors of a step are larger than its threshold, so each would otherwise cost fresh page faults
+    (measured: about a fifth of the time of a step). Where there is no glibc nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _request(

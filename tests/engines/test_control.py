@@ -1,0 +1,211 @@
+"""Pauses, weight updates in flight, aborts."""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from asearch.engines.client import EngineClient, GeneratedChunk, VersionSpan
+from asearch.errors import EngineError
+from asearch.models.weights import SINGLE_FILE, save_weights
+from engines.servers_for_tests import TOLERANCE, Running, worst
+from models.models_for_tests import random_tensors, small_config
+
+PROMPT = list(range(3, 40))
+LONG: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 400, "ignore_eos": True}
+
+
+class Episode:
+    """Follows one request."""
+
+    def __init__(self, client: EngineClient, prompt: list[int], rid: str, **params: Any) -> None:
+        self.prompt, self.rid = prompt, rid
+        self.chunks: list[GeneratedChunk] = []
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.task = asyncio.create_task(self._run(client, LONG | params))
+
+    async def _run(self, client: EngineClient, params: dict[str, Any]) -> None:
+        async for chunk in client.generate(self.prompt, params, rid=self.rid, timeout_s=60):
+            assert chunk.offset == len(self.ids)
+            self.chunks.append(chunk)
+            self.ids += chunk.ids
+            self.logprobs += chunk.logprobs
+
+    async def reached(self, n_tokens: int) -> None:
+        while len(self.ids) < n_tokens:
+            assert not self.task.done()
+            await asyncio.sleep(0.001)
+
+    def spans(self) -> list[VersionSpan]:
+        """Joined over chunks."""
+        joined: list[VersionSpan] = []
+        for span in (span for chunk in self.chunks for span in chunk.versions):
+            if joined and joined[-1].version == span.version:
+                joined[-1] = VersionSpan(span.version, joined[-1].start, span.end)
+            else:
+                joined.append(span)
+        return joined
+
+
+async def counters(client: EngineClient) -> dict[str, int]:
+    return (await client.server_info())["internal_states"][0]
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place", None])
+async def test_update_in_flight(server: Running, client: EngineClient, mode: str | None) -> None:
+    """Tokens before and after match the forward of their own weights, and the spans say which are which."""
+    episodes = [Episode(client, [*PROMPT, i], f"flight-{i}") for i in range(6)]
+    await episodes[-1].reached(40)
+    if mode is not None:
+        await client.pause(mode)
+        held = [len(episode.ids) for episode in episodes]
+        await asyncio.sleep(0.05)
+        held = [len(episode.ids) for episode in episodes]
+        await asyncio.sleep(0.1)
+        assert [len(episode.ids) for episode in episodes] == held
+    await client.update_weights(str(server.folder / "v2"), "v2")
+    if mode is not None:
+        await client.resume()
+    for episode in episodes:
+        await episode.task
+        first, second = episode.spans()
+        assert (first.version, first.start, second.version, second.end) == ("v1", 0, "v2", 400)
+        assert 40 - 20 <= first.end == second.start < 400
+        for span in (first, second):
+            folder = server.folder / span.version
+            assert worst(folder, episode.prompt, episode.ids, episode.logprobs, span.start, span.end) <= TOLERANCE
+    # The boundary is exact: the last token before it does not fit the other weights.
+    ends = [episode.spans()[0].end for episode in episodes]
+    before = [
+        worst(server.folder / "v2", e.prompt, e.ids, e.logprobs, end - 1, end)
+        for e, end in zip(episodes, ends, strict=True)
+    ]
+    after = [
+        worst(server.folder / "v1", e.prompt, e.ids, e.logprobs, end, end + 1)
+        for e, end in zip(episodes, ends, strict=True)
+    ]
+    assert min(before) > 10 * TOLERANCE
+    assert min(after) > 10 * TOLERANCE
+    assert (await client.model_info())["weight_version"] == "v2"
+
+
+async def test_a_pause_without_update_changes_nothing(server: Running, client: EngineClient) -> None:
+    plain = Episode(client, PROMPT, "plain", sampling_seed=5)
+    await plain.task
+    paused = Episode(client, PROMPT, "paused", sampling_seed=5)
+    for n_tokens, mode in ((10, "retract"), (150, "in_place"), (250, "retract")):
+        await paused.reached(n_tokens)
+        await client.pause(mode)
+        await client.resume()
+    await paused.task
+    assert paused.ids == plain.ids
+
+
+async def test_requests_wait_while_paused(client: EngineClient) -> None:
+    await client.pause("retract")
+    episode = Episode(client, PROMPT, "waits", max_new_tokens=3)
+    await asyncio.sleep(0.1)
+    assert not episode.chunks
+    await client.flush_cache()
+    await client.resume()
+    await episode.task
+    assert len(episode.ids) == 3
+
+
+async def test_pause_with_abort_ends_requests(client: EngineClient) -> None:
+    episodes = [Episode(client, [*PROMPT, i], f"ends-{i}") for i in range(20)]
+    await episodes[0].reached(5)
+    await client.pause("abort")
+    for episode in episodes:
+        await episode.task
+        assert episode.chunks[-1].finish == "abort"
+
+
+async def test_abort_returns_what_there_is(server: Running, client: EngineClient) -> None:
+    episode, other = Episode(client, PROMPT, "one"), Episode(client, PROMPT, "other")
+    await episode.reached(5)
+    await client.abort("one")
+    await client.abort("unknown")
+    await episode.task
+    assert episode.chunks[-1].finish == "abort"
+    assert 5 <= len(episode.ids) < 400
+    n_tokens = len(episode.ids)
+    assert worst(server.folder / "v1", PROMPT, episode.ids, episode.logprobs, 0, n_tokens) <= TOLERANCE
+    await other.task
+    assert len(other.ids) == 400
+
+
+async def test_a_client_that_leaves_aborts_its_request(client: EngineClient) -> None:
+    episode = Episode(client, PROMPT, "leaves")
+    await episode.reached(5)
+    episode.task.cancel()
+    async with asyncio.timeout(5):
+        while (await counters(client))["n_running"]:
+            await asyncio.sleep(0.01)
+
+
+async def test_leaving_the_iteration_aborts_too(client: EngineClient) -> None:
+    stream = client.generate(PROMPT, LONG, rid="left", timeout_s=30)
+    async for _ in stream:
+        break
+    await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+    async with asyncio.timeout(5):
+        while (await counters(client))["n_running"]:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_flush_is_refused_while_requests_run(client: EngineClient) -> None:
+    episode = Episode(client, PROMPT, "runs")
+    await episode.reached(2)
+    with pytest.raises(EngineError, match="running"):
+        await client.flush_cache()
+    await client.abort("runs")
+    await episode.task
+    await client.flush_cache()
+
+
+async def test_a_failed_update_leaves_everything_as_it_was(
+    server: Running, client: EngineClient, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    tensors = random_tensors(server.config, 9)
+    save_weights(tmp_path / "short", {name: t for name, t in tensors.items() if "layers.1.mlp" not in name})
+    save_weights(tmp_path / "other", random_tensors(small_config(hidden_size=40), 9))
+    bad = tensors | {"model.norm.weight": tensors["model.norm.weight"] * float("nan")}
+    save_weights(tmp_path / "nan", bad)
+    shutil.copytree(server.folder / "v2", tmp_path / "corrupt")
+    raw = bytearray((tmp_path / "corrupt" / SINGLE_FILE).read_bytes())
+    raw[-1] ^= 4
+    (tmp_path / "corrupt" / SINGLE_FILE).write_bytes(raw)
+    episode = Episode(client, PROMPT, "goes-on")
+    await episode.reached(2)
+    said = {"short": "lacks", "other": "do not fit", "nan": "not finite", "corrupt": "checksum", "absent": "neither"}
+    for name, message in said.items():
+        body = {"model_path": str(tmp_path / name), "weight_version": name}
+        async with session.post(server.url + "/update_weights_from_disk", json=body) as response:
+            reply = await response.json()
+        assert (response.status, reply["success"]) == (400, False)
+        assert message in reply["message"], reply
+        with pytest.raises(EngineError, match=message):
+            await client.update_weights(str(tmp_path / name), name)
+    await episode.task
+    assert episode.spans() == [VersionSpan("v1", 0, 400)]
+    assert worst(server.folder / "v1", PROMPT, episode.ids, episode.logprobs, 0, 400) <= TOLERANCE
+    assert (await client.model_info())["weight_version"] == "v1"
+
+
+async def test_many_updates_under_load(server: Running, client: EngineClient) -> None:
+    """More requests than may run, updates without pause: each token fits the weights that its span names."""
+    episodes = [Episode(client, [*PROMPT, i], f"load-{i}", max_new_tokens=60 + 5 * i) for i in range(40)]
+    for i in range(8):
+        await asyncio.sleep(0.05)
+        version = "v2" if i % 2 == 0 else "v1"
+        await client.update_weights(str(server.folder / version), version)
+    for episode in episodes:
+        await episode.task
+        for span in episode.spans():
+            folder = server.folder / span.version
+            assert worst(folder, episode.prompt, episode.ids, episode.logprobs, span.start, span.end) <= TOLERANCE

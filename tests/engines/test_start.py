@@ -1,0 +1,51 @@
+"""What the server says when it cannot start, and that it stops at once."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from engines.servers_for_tests import Running, start
+from models.models_for_tests import small_config, write_model
+
+
+@pytest.mark.parametrize("case", ["absent", "llama", "weights", "context", "port"])
+def test_a_start_that_fails_says_why(tmp_path: Path, server: Running, case: str) -> None:
+    model, arguments, said = server.folder / "v1", [], ""
+    if case == "absent":
+        model, said = tmp_path / "none", "config.json"
+    elif case == "llama":
+        model, said = tmp_path / "llama", "LlamaForCausalLM"
+        write_model(model, small_config(), 0)
+        text = (model / "config.json").read_text()
+        (model / "config.json").write_text(text.replace("Qwen3ForCausalLM", "LlamaForCausalLM"))
+    elif case == "weights":
+        model, said = tmp_path / "torn", "cannot read weights"
+        write_model(model, small_config(), 0)
+        raw = (model / "model.safetensors").read_bytes()
+        (model / "model.safetensors").write_bytes(raw[:1000])
+    elif case == "context":
+        arguments, said = ["--context-length", "100000"], "exceeds the model's 512"
+    else:
+        arguments, said = ["--port", str(server.port)], "choose another --port"
+    process, _, log = start(model, tmp_path, *arguments)
+    assert process.wait(60) in (1, 2)
+    text = log.read_text()
+    assert said in text
+    assert "Traceback" not in text
+
+
+def test_a_busy_server_stops_at_once(tmp_path: Path, server: Running) -> None:
+    process, port_file, log = start(server.folder / "v1", tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while not port_file.exists():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(5) == 0
+        assert time.monotonic() - began < 3
+    finally:
+        process.kill()
