@@ -6,6 +6,7 @@ query under a causal mask, so no further mask is needed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from asearch.training.kernels import rotary_tables, rotate
 
 FILL = 0.9
 """Shortest over longest sequence of a dense batch: at most a tenth of it is padding."""
@@ -64,10 +67,10 @@ def packed_layout(lengths: Sequence[int]) -> PackedLayout:
 class PackedAttention(MegatronModule):
     """Core attention of the CPU layer spec. Context parallelism is not covered."""
 
-    def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **_unused: Any) -> None:
+    def __init__(self, config: Any, softmax_scale: float | None = None, *, rope_theta: float, **_unused: Any) -> None:
         super().__init__(config=config)
-        self.layer_number = layer_number
         self.softmax_scale = softmax_scale
+        self.rope_theta = rope_theta
 
     def forward(
         self,
@@ -79,19 +82,34 @@ class PackedAttention(MegatronModule):
         packed_seq_params: PackedLayout,
         **_unused: Any,
     ) -> Tensor:
-        """Attend within each sequence. H query heads share G key heads in order. Returns (T, H·D)."""
+        """Rotate queries and keys, and attend within each sequence. H query heads share G key heads in order.
+
+        D is the head dimension; queries and keys come without positions. Returns (T, H·D).
+        """
         layout = packed_seq_params
         sizes = [n * length for n, length in layout.shapes]
-        parts = [_pad(x, layout).split(sizes) for x in (query_THD, key_TGD, value_TGD)]
+        parts = [_pad(x.flatten(1), layout).split(sizes) for x in (query_THD, key_TGD, value_TGD)]
         grouped = query_THD.shape[1] != key_TGD.shape[1]
         outputs: list[Tensor] = []
         for (n, length), q, k, v in zip(layout.shapes, *parts, strict=True):
-            q_BHLD, k_BGLD, v_BGLD = (x.view(n, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            turned = (self._rotated(q, length), self._rotated(k, length), v)
+            q_BHLD, k_BGLD, v_BGLD = (x.view(n, length, -1, query_THD.shape[2]).transpose(1, 2) for x in turned)
             out = scaled_dot_product_attention(
                 q_BHLD, k_BGLD, v_BGLD, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped
             )
             outputs.append(out.transpose(1, 2).reshape(n * length, -1))
         return cast("Tensor", _Unpad.apply(torch.cat(outputs), layout.place_T))
+
+    def _rotated(self, x_PW: Tensor, length: int) -> Tensor:
+        head_dim = cast("int", self.config.kv_channels)
+        tables = _tables(length, x_PW.shape[1] // head_dim, head_dim, self.rope_theta, x_PW.dtype)
+        return rotate(x_PW, *tables, head_dim)
+
+
+@lru_cache(maxsize=64)
+def _tables(length: int, n_heads: int, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    cos, sin = rotary_tables(length, n_heads, head_dim, theta)
+    return cos.to(dtype), sin.to(dtype)
 
 
 class _Pad(torch.autograd.Function):

@@ -86,7 +86,7 @@ def _add(batch: Batch, segment: Segment, group: int, command: TrainStep, needs_b
         raise TrainingError(f"segment {segment.id}: its first token is marked as generated, but nothing precedes it")
     behaviour_T = np.zeros(len(ids_T), dtype=np.float32)
     if needs_behaviour:
-        behaviour_T = _column(segment, "logprobs", "f4")
+        behaviour_T = _column(segment, "logprobs", "f4").astype(np.float32)
         if behaviour_T.shape != ids_T.shape or not np.isfinite(behaviour_T[mask_T]).all():
             raise TrainingError(f"segment {segment.id}: behaviour log-probabilities are missing or not finite")
     if segment.versions or command.max_staleness is not None:

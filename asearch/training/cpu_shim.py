@@ -25,19 +25,19 @@ def install_device_shim() -> None:
     patch(torch, "compile", _not_compiled)
     # torch's compiler, if something imports it later, wants one function object under each name.
     for name in ("synchronize", "empty_cache", "set_device"):
-        patch(torch.cuda, name, lambda *_a, **_k: None)
-    patch(torch.cuda, "current_device", lambda: cpu)
-    patch(torch.cuda, "get_rng_state", lambda *_a, **_k: torch.get_rng_state())
-    patch(torch.cuda, "manual_seed", lambda seed: torch.manual_seed(seed))
+        patch(torch.cuda, name, _returning(None))
+    patch(torch.cuda, "current_device", _returning(cpu))
+    patch(torch.cuda, "get_rng_state", _get_rng_state)
+    patch(torch.cuda, "manual_seed", _manual_seed)
     for name in _FACTORIES:
         patch(torch, name, _on_cpu(getattr(torch, name), cpu))
-    patch(torch.Tensor, "cuda", lambda self, *_a, **_k: self)
+    patch(torch.Tensor, "cuda", _itself)
     patch(torch.Tensor, "type", _named_as_cuda(torch.Tensor.type))
 
     from megatron.core.tensor_parallel import random
 
-    patch(random, "_get_cuda_rng_state", lambda *_a, **_k: torch.get_rng_state())
-    patch(random, "_set_cuda_rng_state", lambda state, *_a, **_k: torch.set_rng_state(state))
+    patch(random, "_get_cuda_rng_state", _get_rng_state)
+    patch(random, "_set_cuda_rng_state", _set_rng_state)
 
 
 def correct_optimizer_state() -> None:
@@ -80,7 +80,33 @@ def correct_optimizer_state() -> None:
 
 
 def _not_compiled(function: Callable[..., Any] | None = None, **_options: Any) -> Callable[..., Any]:
-    return function if function is not None else lambda decorated: decorated
+    def unchanged(decorated: Callable[..., Any]) -> Callable[..., Any]:
+        return decorated
+
+    return unchanged if function is None else function
+
+
+def _returning(value: object) -> Callable[..., object]:
+    def constant(*_args: Any, **_kwargs: Any) -> object:
+        return value
+
+    return constant
+
+
+def _get_rng_state(*_args: Any, **_kwargs: Any) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, *_args: Any, **_kwargs: Any) -> None:
+    torch.set_rng_state(state)
+
+
+def _manual_seed(seed: int) -> torch.Generator:
+    return torch.manual_seed(seed)
+
+
+def _itself(self: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+    return self
 
 
 def _on_cpu(factory: Callable[..., Any], cpu: torch.device) -> Callable[..., Any]:

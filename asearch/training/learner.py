@@ -95,7 +95,7 @@ class Learner:
 
         Raises TrainingError, and changes nothing, if the gradient is not finite.
         """
-        buffers = [*self.ddp.buffers, *self.ddp.expert_parallel_buffers]
+        buffers = cast("Any", self.ddp.buffers)
         norm = math.sqrt(sum(float(torch.linalg.vector_norm(buffer.grad_data)) ** 2 for buffer in buffers))
         if not math.isfinite(norm):
             raise TrainingError("the gradient is not finite; the update was not made")

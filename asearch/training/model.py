@@ -1,6 +1,7 @@
 """megatron-core's GPTModel in the shape of a Hugging Face Qwen2 or Qwen3 folder."""
 
 import copy
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import silu
 from asearch.errors import InputError
 from asearch.models.config import ModelConfig
 from asearch.training.attention import PackedAttention, PackedLayout
-from asearch.training.norm import RankNorm
+from asearch.training.layers import GatedMLP, RankNorm
 from asearch.training.settings import TrainerSettings
 
 
@@ -91,7 +92,8 @@ def build_model(model: ModelConfig, settings: TrainerSettings) -> PolicyModel:
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=model.tied,
-        position_embedding_type="rope",
+        # PackedAttention rotates queries and keys itself, where their positions are aligned.
+        position_embedding_type="rope" if torch.cuda.is_available() else "none",
         rotary_base=cast("int", model.rope_theta),
     )
     return built.cuda() if torch.cuda.is_available() else built
@@ -103,9 +105,10 @@ def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
     layer = copy.deepcopy(get_gpt_layer_local_spec(qk_layernorm=model.qk_norm, normalization="RMSNorm"))
     parts = cast("Any", layer.submodules)
     parts.input_layernorm = parts.pre_mlp_layernorm = RankNorm
+    parts.mlp.module = GatedMLP
     attention = parts.self_attention.submodules
-    attention.core_attention = PackedAttention
+    attention.core_attention = partial(PackedAttention, rope_theta=model.rope_theta)
     if model.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RankNorm
     n_layers = get_num_layers_to_build(config)
-    return cast("ModuleSpec", TransformerBlockSubmodules(layer_specs=[layer] * n_layers, layer_norm=RankNorm))
+    return cast("ModuleSpec", TransformerBlockSubmodules([layer] * n_layers, cast("Any", RankNorm)))

@@ -5,6 +5,7 @@ import logging
 import torch
 from megatron.core import parallel_state
 from torch import distributed
+from torch._C._distributed_c10d import HashStore
 
 from asearch.training.settings import TrainerSettings
 
@@ -14,8 +15,8 @@ def start_parallel(settings: TrainerSettings, seed: int) -> None:
     torch.set_num_threads(settings.threads)
     if not distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
-        logging.getLogger("megatron").setLevel(logging.WARNING)
+        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        logging.getLogger("megatron").setLevel(logging.ERROR)
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=settings.tensor_parallel,
             pipeline_model_parallel_size=settings.pipeline_parallel,

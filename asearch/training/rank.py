@@ -4,6 +4,7 @@ Import-light until `main` runs, because spawned children of this process import 
 """
 
 import argparse
+import importlib
 import signal
 import socket
 import sys
@@ -54,9 +55,8 @@ class Rank:
         import megatron.core
         import torch
 
-        import asearch.training.checkpoint
-        import asearch.training.step  # noqa: F401
-
+        for module in ("checkpoint", "step"):
+            importlib.import_module(f"asearch.training.{module}")
         correct_optimizer_state()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return RankReady(torch_version=str(torch.__version__), megatron_version=megatron.core.__version__, device=device)
