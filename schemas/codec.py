@@ -59,7 +59,7 @@ def decode_generated(data: bytes) -> list[str]:
     """Read what `encode_generated` wrote. Raises MalformedError."""
     try:
         return _texts.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(f"not a list of texts: {error}") from error
 
 
@@ -72,5 +72,5 @@ def decode_result(data: bytes) -> ToolResult:
     """Read what `encode_result` wrote. Raises MalformedError."""
     try:
         return _results.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(f"not a tool result: {error}") from error

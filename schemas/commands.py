@@ -17,15 +17,21 @@ class Generate(Message, tag="generate", frozen=True, kw_only=True):
     """
 
     request: str
+    """Id of this ask; asking again for the rest of a generation takes a new one."""
     episode: str
     prompt: Column
     stop: list[str]
+    """Texts after which generation ends; the one that matched is kept in the tokens."""
     max_new_tokens: int
+    """Tokens still wanted."""
     temperature: float
     reply_to: str
+    """Core subject of the driver."""
     top_p: float = 1.0
     top_k: int = -1
+    """-1: all tokens."""
     seed: int | None = None
+    """None: the engine's own randomness."""
     min_step: int = 0
     max_wait_ns: int = 600_000_000_000
 
@@ -34,6 +40,7 @@ class Abort(Message, tag="abort", frozen=True, kw_only=True):
     """Stop a generation; nobody waits for the rest."""
 
     request: str
+    """As in `Generate`."""
 
 
 class CancelEpisodes(Message, tag="cancel_episodes", frozen=True, kw_only=True):
@@ -46,13 +53,19 @@ class GenerationChunk(Message, tag="generation_chunk", frozen=True, kw_only=True
     """Tokens of a generation from `offset` on. The last chunk has `finish`; a failed one has `error`."""
 
     request: str
+    """As in `Generate`."""
     offset: int
+    """Counted from the prompt's end in the `Generate` that it answers."""
     columns: dict[str, Column]
+    """`ids` u4 and `logprobs` f4, both (n,)."""
     versions: list[VersionRun]
+    """Counted from `offset`."""
     engine: str
     finish: str | None = None
+    """`stop`, `length` or `abort`."""
     error: str | None = None
     elapsed_ns: int = 0
+    """From the engine's acceptance of the request."""
 
 
 class ToolReply(Message, tag="tool_reply", frozen=True, kw_only=True):
@@ -60,6 +73,7 @@ class ToolReply(Message, tag="tool_reply", frozen=True, kw_only=True):
 
     episode: str
     call: str
+    """As in `ToolRequested`."""
     result: ToolResult
 
 
@@ -71,19 +85,24 @@ class Heartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
     """An actor is alive. `state` is `starting`, `ready`, `draining` or `failed`; `waiting_for` says what it waits for."""
 
     actor: str
+    """Kind of the actor."""
     actor_id: str
+    """Which one of its kind."""
     pid: int
     at_ns: int
     state: str
     waiting_for: str = ""
     version: Version | None = None
+    """The policy version it serves or trains, where it has one."""
     gauges: dict[str, float] = {}
+    """Numbers by name, e.g. queue depths."""
 
 
 class Lease(Message, tag="lease", frozen=True, kw_only=True):
     """The episodes a driver holds. A driver that has not said so for `lease_s` holds none."""
 
     driver: str
+    """Id of the driver."""
     at_ns: int
     episodes: list[str]
 

@@ -39,8 +39,11 @@ class RunStarted(Event, tag="run_started", frozen=True, kw_only=True):
     run: str
     recipe: str
     recipe_hash: str
+    """A name for exactly these settings, 16 hex digits; every request repeats it."""
     seed: int
+    """The seed of the run, from which every other seed is derived."""
     config: bytes
+    """The settings after all overrides, as JSON."""
     code_version: str = ""
 
 
@@ -57,9 +60,12 @@ class GroupAdmitted(Event, tag="group_admitted", frozen=True, kw_only=True):
     task: Task
     members: int
     seeds: list[int]
+    """One sampling seed per member."""
     progress: int
     refill: int = 0
+    """How many groups had this slot before."""
     refill_of: str | None = None
+    """The discarded group whose slot this one takes."""
     label: str = ""
 
 
@@ -72,11 +78,14 @@ class EpisodeRequested(Event, tag="episode_requested", frozen=True, kw_only=True
     episode: str
     group: str
     member: int
+    """Index in its group, from 0."""
     members: int
+    """Size of the group."""
     slot: int
     purpose: str
     task: Task
     seed: int
+    """Sampling seed of the episode."""
     progress: int
     recipe_hash: str
     attempt: int = 0
@@ -84,6 +93,7 @@ class EpisodeRequested(Event, tag="episode_requested", frozen=True, kw_only=True
     model: str = "policy"
     version: Version | None = None
     parent_episode: str | None = None
+    """The episode that asked for this one, for sub-agents and synthesis."""
     label: str = ""
 
 
@@ -99,6 +109,7 @@ class RunEnded(Event, tag="run_ended", frozen=True, kw_only=True):
     run: str
     reason: str
     message: str = ""
+    """What to do about it, when `reason` is an error."""
 
 
 # --- TRACE: written by the driver that holds the episode --------------------------------------------------------------
@@ -109,8 +120,11 @@ class EpisodeTaken(Event, tag="episode_taken", frozen=True, kw_only=True):
 
     episode: str
     driver: str
+    """Id of the driver."""
     attempt: int
+    """`attempt` of the request it answers."""
     request: EpisodeRequested
+    """The request, so that TRACE alone is enough to go on with the episode."""
 
 
 class TokensGenerated(Event, tag="tokens_generated", frozen=True, kw_only=True):
@@ -121,13 +135,16 @@ class TokensGenerated(Event, tag="tokens_generated", frozen=True, kw_only=True):
 
     episode: str
     request: str
+    """Id of the generation; it is unique in the episode and kept when the generation is asked for again."""
     turn: int
     offset: int
     columns: dict[str, Column]
     versions: list[VersionRun]
     finish: str | None = None
     engine: str = ""
+    """Id of the engine that generated them."""
     elapsed_ns: int = 0
+    """From the engine's acceptance of the request to these tokens."""
 
 
 class ToolRequested(Event, tag="tool_requested", frozen=True, kw_only=True):
@@ -135,13 +152,17 @@ class ToolRequested(Event, tag="tool_requested", frozen=True, kw_only=True):
 
     episode: str
     call: str
+    """Id of the call in its episode; a repeat carries the same one."""
     turn: int
     tool: str
     argument: str
+    """The query or URL as the policy wrote it."""
     task: str
+    """`Task.id`; with `member` and `turn` it names the call whatever the run, for seeded latencies and caches."""
     member: int
     reply_to: str
     seed: int = 0
+    """Sampling seed of the episode."""
 
 
 class ToolReturned(Event, tag="tool_returned", frozen=True, kw_only=True):
@@ -151,6 +172,7 @@ class ToolReturned(Event, tag="tool_returned", frozen=True, kw_only=True):
     call: str
     turn: int
     result: ToolResult | None = None
+    """None when the result lies in `blob`."""
     blob: BlobRef | None = None
 
 
@@ -174,19 +196,27 @@ class EpisodeFinished(Event, tag="episode_finished", frozen=True, kw_only=True):
     purpose: str
     task: str
     status: str
+    """`answered`, `forced` (answer forced by a budget), `ended` (no answer), `malformed` or `exhausted` (a budget ran out)."""
     answer: str | None
+    """The text inside the answer tag; None where there is none."""
     generated: list[str]
     tool_log: list[ToolUse]
+    """Every tool call, in order."""
     trajectory: BlobRef | None
+    """Where the `Trajectory` lies; None if nothing is to be learned from the episode."""
     n_turns: int
     n_tokens_generated: int
+    """Tokens sampled from the policy, over all its generations."""
     refill: int = 0
     label: str = ""
     elapsed_ns: int = 0
+    """How long the driver that finished it held it."""
     oldest: Version | None = None
+    """The oldest version among its generated tokens."""
     generated_blob: BlobRef | None = None
     """Where `generated` lies instead, when it is large: a msgpack list of texts."""
     meta: dict[str, str] = {}
+    """`Task.meta`, for reports."""
 
 
 # --- OUTCOMES: exactly one per episode, the first wins ----------------------------------------------------------------
@@ -212,22 +242,31 @@ class EpisodeGraded(Outcome, tag="episode_graded", frozen=True, kw_only=True):
     reward: Reward
     trajectory: BlobRef | None
     status: str
+    """As in `EpisodeFinished`."""
     answer: str | None
     n_turns: int
     n_tokens_generated: int
     n_searches: int
+    """Calls of the search tool."""
     n_reads: int
+    """Calls of the access tool."""
     oldest: Version | None = None
+    """The oldest version among its generated tokens."""
     elapsed_ns: int = 0
+    """As in `EpisodeFinished`."""
     meta: dict[str, str] = {}
+    """`Task.meta`, for reports."""
     correct: bool = False
+    """Whether the evaluation metric takes the answer as right; `reward` may differ."""
 
 
 class EpisodeDropped(Outcome, tag="episode_dropped", frozen=True, kw_only=True):
     """The episode ended before grading for a reason outside the policy: an outage, a deadline, the end of the run."""
 
     reason: str
+    """A name, e.g. `deadline`, `tool_outage`, `engine_outage`, `grader_outage`, `run_ended`."""
     message: str = ""
+    """Details for a reader."""
 
 
 class EpisodeDead(Outcome, tag="episode_dead", frozen=True, kw_only=True):
@@ -235,6 +274,7 @@ class EpisodeDead(Outcome, tag="episode_dead", frozen=True, kw_only=True):
 
     reason: str
     message: str = ""
+    """Details for a reader."""
 
 
 # --- POLICY: the trainer's journal ------------------------------------------------------------------------------------
@@ -244,10 +284,14 @@ class TrainerClaimed(Event, tag="trainer_claimed", frozen=True, kw_only=True):
     """A trainer took the model over. Every later append of an older claim is refused by the broker."""
 
     model: str
+    """Policy name."""
     lineage: int
     step: int
+    """The step it goes on from."""
     checkpoint: str | None
+    """Folder it restored, None for a fresh start."""
     trainer: str
+    """Id of the trainer."""
 
 
 class GroupVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -255,6 +299,7 @@ class GroupVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     group: str
     episodes: int
+    """How many graded episodes it has."""
     reason: str | None = None
 
 
@@ -265,15 +310,21 @@ class StepTrained(Event, tag="step_trained", frozen=True, kw_only=True):
     lineage: int
     step: int
     verdicts: list[GroupVerdict]
+    """One for every group that closed for this step."""
     staleness: dict[int, int]
     """Trained tokens by staleness."""
     n_tokens_trained: int
     n_tokens_masked_stale: int
+    """Tokens left out by the rule `mask`, though their episode was trained."""
     n_tokens_discarded: int
+    """Generated tokens of discarded groups and of episodes left out by the rule `discard`."""
     empty: bool
     metrics: dict[str, float]
+    """Plain numbers by name."""
     elapsed_ns: int = 0
+    """The update itself."""
     idle_ns: int = 0
+    """How long the trainer had waited for the batch."""
 
 
 class PolicyPublished(Event, tag="policy_published", frozen=True, kw_only=True):
@@ -282,6 +333,7 @@ class PolicyPublished(Event, tag="policy_published", frozen=True, kw_only=True):
     model: str
     version: Version
     parent: Version | None
+    """The version it was trained from; None for the first of a model."""
     manifest: WeightManifest
 
 
@@ -292,8 +344,10 @@ class CheckpointCommitted(Event, tag="checkpoint_committed", frozen=True, kw_onl
     lineage: int
     step: int
     path: str
+    """Folder on the trainer's host."""
     watermark: int
     counted: list[Interval]
+    """OUTCOMES sequences of the counted episodes."""
 
 
 # --- BLOBS and DEAD ---------------------------------------------------------------------------------------------------
@@ -305,19 +359,25 @@ class BlobStored(Event, tag="blob_stored", frozen=True, kw_only=True):
     episode: str
     hash: str
     index: int
+    """0 to n_chunks - 1."""
     n_chunks: int
     data: bytes
+    """At most 1 MiB."""
 
 
 class EventRefused(Event, tag="event_refused", frozen=True, kw_only=True):
     """Bytes that could not be handled, kept with the reason and where they came from."""
 
     stream: str
+    """Name of the stream in the topology, or the broker's name of it."""
     subject: str
     sequence: int
+    """Where it stands in that stream."""
     actor: str
+    """Kind of the actor that refused it."""
     reason: str
     data: bytes
+    """The bytes as they were."""
 
 
 AnyEvent = (

@@ -15,6 +15,7 @@ class TrainEpisode(Record, frozen=True, kw_only=True):
 
     episode: str
     reward: float
+    """`Reward.value`."""
     segments: list[Segment]
 
 
@@ -33,8 +34,10 @@ class LoadModel(Command, tag="load_model", frozen=True, kw_only=True):
     """Build the model from an HF folder, with fresh optimizer state. `settings` is the `trainer` table of the recipe, as JSON."""
 
     model_dir: str
+    """Folder in Hugging Face layout."""
     settings: bytes
     seed: int
+    """Seed of dropout and of anything else that the rank draws."""
 
 
 class TrainStep(Command, tag="train_step", frozen=True, kw_only=True):
@@ -56,6 +59,7 @@ class ExportWeights(Command, tag="export_weights", frozen=True, kw_only=True):
     path: str
     version: Version
     fsync: bool = True
+    """Whether the files are on disk before the reply; weights in shared memory need not be."""
 
 
 class SaveCheckpoint(Command, tag="save_checkpoint", frozen=True, kw_only=True):
@@ -84,6 +88,7 @@ class RankReady(Reply, tag="rank_ready", frozen=True, kw_only=True):
     torch_version: str
     megatron_version: str
     device: str
+    """As torch names it, e.g. `cpu`, `cuda:0`."""
 
 
 class ModelLoaded(Reply, tag="model_loaded", frozen=True, kw_only=True):
@@ -99,6 +104,7 @@ class StepDone(Reply, tag="step_done", frozen=True, kw_only=True):
     skipped: bool
     n_tokens_trained: int
     n_tokens_masked_stale: int
+    """Tokens left out by the staleness rule."""
     staleness: dict[int, int]
     """Trained tokens by staleness."""
     metrics: dict[str, float]
@@ -116,6 +122,7 @@ class CheckpointSaved(Reply, tag="checkpoint_saved", frozen=True, kw_only=True):
     """`SaveCheckpoint` is done: every file below the folder with its size and xxh3-128 hash."""
 
     files: dict[str, tuple[int, str]]
+    """(size in bytes, xxh3-128 hex) by path below the folder."""
     elapsed_ns: int
 
 
@@ -129,7 +136,9 @@ class RankFailed(Reply, tag="rank_failed", frozen=True, kw_only=True):
     """A command failed. The rank goes on if `fatal` is false."""
 
     message: str
+    """One line."""
     traceback: str
+    """The rank's traceback, for the log."""
     fatal: bool
 
 

@@ -13,6 +13,7 @@ class Task(Record, frozen=True, kw_only=True):
     id: str
     question: str
     attachments: list[str] = []
+    """Paths or URLs of files that belong to the question."""
     meta: dict[str, str] = {}
     """Facts about the task for reports and samplers, e.g. `hops`. Never the answer."""
 
@@ -21,8 +22,11 @@ class AnswerKey(Record, frozen=True, kw_only=True):
     """The privileged references of a task."""
 
     task: str
+    """`Task.id`."""
     answers: list[str]
+    """Accepted answers, any of which is right; for set rewards, the members of the set."""
     aug_answers: list[str] = []
+    """Further accepted spellings."""
 
 
 class Version(Record, order=True, frozen=True, kw_only=True):
@@ -47,6 +51,7 @@ class Column(Record, frozen=True, kw_only=True):
     dtype: str
     shape: tuple[int, ...]
     data: bytes
+    """The values in row-major order, `prod(shape)` of them."""
 
 
 class VersionRun(Record, frozen=True, kw_only=True):
@@ -74,13 +79,16 @@ class Segment(Record, frozen=True, kw_only=True):
     """
 
     id: str
+    """Unique in its trajectory."""
     n_prompt: int
     first_turn: int
+    """Turns first_turn..last_turn of the episode, both included, generated its trained tokens."""
     last_turn: int
     columns: dict[str, Column]
     versions: list[VersionRun]
     origins: list[OriginRun] = []
     parent: str | None = None
+    """The segment whose text this one continues or was split from, if any."""
 
 
 class Trajectory(Record, frozen=True, kw_only=True):
@@ -96,7 +104,9 @@ class RewardItem(Record, frozen=True, kw_only=True):
     name: str
     value: float
     weight: float = 1.0
+    """Its factor in the sum that `Reward.value` is."""
     segment: str | None = None
+    """`Segment.id`; None where the item speaks of the whole episode."""
     start: int | None = None
     end: int | None = None
 
@@ -113,6 +123,7 @@ class Document(Record, frozen=True, kw_only=True):
 
     url: str
     text: str
+    """What the tool returned of it: a snippet or the extracted text of a page."""
     title: str = ""
 
 
@@ -123,9 +134,12 @@ class ToolResult(Record, frozen=True, kw_only=True):
     """
 
     documents: list[Document] = []
+    """In the tool's order, best first for a search."""
     error: str | None = None
     message: str = ""
+    """What went wrong, for a reader."""
     elapsed_ns: int = 0
+    """From the start of the call to its end, retries included."""
 
 
 class ToolUse(Record, frozen=True, kw_only=True):
@@ -133,9 +147,12 @@ class ToolUse(Record, frozen=True, kw_only=True):
 
     turn: int
     tool: str
+    """`search`, `access` or the name of another tool of the environment."""
     argument: str
+    """The query or URL as the policy wrote it."""
     n_documents: int
     error: str | None = None
+    """As in `ToolResult`."""
 
 
 class BlobRef(Record, frozen=True, kw_only=True):
@@ -151,14 +168,17 @@ class ShardFile(Record, frozen=True, kw_only=True):
     """One file of a published version, with the xxh3-128 checksum of every tensor in it."""
 
     name: str
+    """File name below the manifest's path."""
     size_bytes: int
     checksums: dict[str, str]
+    """xxh3-128 hex by tensor name."""
 
 
 class WeightManifest(Record, frozen=True, kw_only=True):
     """The weights of a version: a folder in Hugging Face layout on the trainer's host."""
 
     path: str
+    """Absolute folder."""
     shards: list[ShardFile]
 
 

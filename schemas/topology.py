@@ -19,24 +19,33 @@ _KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of one run. `key` is how many subject tokens the key has; `async_writes` trades a power cut for speed."""
+    """A stream of one run. `key` is how many subject tokens the key has; `async_writes` trades a power cut for speed.
+
+    `purged_by` are the actors that may delete its messages.
+    """
 
     name: str
     holds: str
     max_bytes: int
     key: int = 1
     async_writes: bool = False
+    purged_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Where an event goes: stream, noun and verb; who may write it."""
+    """Where an event goes: stream, noun and verb; who may write it; what the tokens of its key are.
+
+    A `conditional` append compares the last sequence, and its writer may have to read the stream back.
+    """
 
     event: type[events.Event]
     stream: str
     noun: str
     verb: str
     writers: tuple[str, ...]
+    keyed_by: tuple[str, ...] = ("episode",)
+    conditional: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,14 +61,30 @@ class Consumer:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """A right to read facts of a stream; `only` empty means all of them.
+
+    An `in_order` reader folds the stream through consumers of its own. Others look facts up under a key they know:
+    with `only`, the last fact of such a type; without, any fact of the stream.
+    """
+
+    actor: str
+    stream: str
+    only: tuple[type[events.Event], ...] = ()
+    in_order: bool = True
+
+
+@dataclass(frozen=True)
 class CoreSubject:
-    """A subject without a stream."""
+    """A subject without a stream. `reply` is what a receiver answers to a sender that waits."""
 
     noun: str
     verb: str
     message: type[commands.Message]
     senders: tuple[str, ...]
     receivers: tuple[str, ...]
+    keyed_by: str
+    reply: type[commands.Message] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,7 @@ class Topology:
     streams: tuple[Stream, ...]
     facts: tuple[Fact, ...]
     consumers: tuple[Consumer, ...]
+    readers: tuple[Reader, ...]
     core: tuple[CoreSubject, ...]
     actors: tuple[str, ...] = field(default=("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder", "viewer"))
 
@@ -78,18 +104,18 @@ GIB = 1 << 30
 TOPOLOGY = Topology(
     streams=(
         Stream("plan", "what was asked for; its fold with outcomes and policy is the scheduler's state", GIB),
-        Stream("trace", "every fact of every episode", 8 * GIB, async_writes=True),
-        Stream("outcomes", "exactly one outcome per episode", 2 * GIB),
+        Stream("trace", "every fact of every episode", 8 * GIB, async_writes=True, purged_by=("recorder",)),
+        Stream("outcomes", "exactly one outcome per episode", 2 * GIB, purged_by=("recorder",)),
         Stream("policy", "the trainer's journal", GIB),
-        Stream("blobs", "large payloads in chunks", 16 * GIB, key=3),
+        Stream("blobs", "large payloads in chunks", 16 * GIB, key=3, purged_by=("recorder",)),
         Stream("dead", "refused bytes with the reason", GIB, key=2),
     ),
     facts=(
-        Fact(events.RunStarted, "plan", "run", "started", ("scheduler",)),
-        Fact(events.GroupAdmitted, "plan", "group", "admitted", ("scheduler",)),
+        Fact(events.RunStarted, "plan", "run", "started", ("scheduler",), ("run",)),
+        Fact(events.GroupAdmitted, "plan", "group", "admitted", ("scheduler",), ("group",)),
         Fact(events.EpisodeRequested, "plan", "episode", "requested", ("scheduler",)),
-        Fact(events.AnswerKeyStored, "plan", "key", "stored", ("scheduler",)),
-        Fact(events.RunEnded, "plan", "run", "ended", ("scheduler",)),
+        Fact(events.AnswerKeyStored, "plan", "key", "stored", ("scheduler",), ("task",)),
+        Fact(events.RunEnded, "plan", "run", "ended", ("scheduler",), ("run",)),
         Fact(events.EpisodeTaken, "trace", "episode", "taken", ("driver",)),
         Fact(events.TokensGenerated, "trace", "tokens", "generated", ("driver",)),
         Fact(events.ToolRequested, "trace", "tool", "requested", ("driver",)),
@@ -99,17 +125,19 @@ TOPOLOGY = Topology(
         Fact(events.EpisodeGraded, "outcomes", "episode", "graded", ("grader",)),
         Fact(events.EpisodeDropped, "outcomes", "episode", "dropped", ("driver", "scheduler", "grader")),
         Fact(events.EpisodeDead, "outcomes", "episode", "dead", ("driver", "scheduler", "grader")),
-        Fact(events.TrainerClaimed, "policy", "trainer", "claimed", ("trainer",)),
-        Fact(events.StepTrained, "policy", "step", "trained", ("trainer",)),
-        Fact(events.PolicyPublished, "policy", "version", "published", ("trainer",)),
-        Fact(events.CheckpointCommitted, "policy", "checkpoint", "committed", ("trainer",)),
-        Fact(events.BlobStored, "blobs", "chunk", "stored", ("driver",)),
+        Fact(events.TrainerClaimed, "policy", "trainer", "claimed", ("trainer",), ("model",)),
+        Fact(events.StepTrained, "policy", "step", "trained", ("trainer",), ("model",)),
+        Fact(events.PolicyPublished, "policy", "version", "published", ("trainer",), ("model",)),
+        Fact(events.CheckpointCommitted, "policy", "checkpoint", "committed", ("trainer",), ("model",)),
+        Fact(events.BlobStored, "blobs", "chunk", "stored", ("driver",), ("episode", "hash", "index")),
         Fact(
             events.EventRefused,
             "dead",
             "event",
             "refused",
             ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder"),
+            ("stream", "sequence"),
+            conditional=False,
         ),
     ),
     consumers=(
@@ -117,19 +145,43 @@ TOPOLOGY = Topology(
         Consumer("tool", "trace", "tool", (events.ToolRequested,), max_ack_pending=1024),
         Consumer("grader", "trace", "grader", (events.EpisodeFinished,), max_ack_pending=256),
     ),
+    readers=(
+        Reader("scheduler", "plan"),
+        Reader("scheduler", "outcomes"),
+        Reader("scheduler", "policy"),
+        Reader("driver", "trace", in_order=False),
+        Reader("driver", "blobs", in_order=False),
+        Reader("engine", "policy"),
+        Reader("grader", "plan", (events.AnswerKeyStored,), in_order=False),
+        Reader("grader", "blobs", (events.BlobStored,), in_order=False),
+        Reader("trainer", "outcomes"),
+        Reader("trainer", "policy"),
+        Reader("trainer", "blobs", (events.BlobStored,), in_order=False),
+        Reader("recorder", "trace"),
+        Reader("recorder", "outcomes"),
+        Reader("recorder", "policy"),
+        Reader("recorder", "blobs"),
+        Reader("viewer", "plan"),
+        Reader("viewer", "trace"),
+        Reader("viewer", "outcomes"),
+        Reader("viewer", "policy"),
+        Reader("viewer", "blobs"),
+        Reader("viewer", "dead"),
+    ),
     core=(
-        CoreSubject("engine", "generate", commands.Generate, ("driver",), ("engine",)),
-        CoreSubject("engine", "abort", commands.Abort, ("driver",), ("engine",)),
-        CoreSubject("driver", "stream", commands.GenerationChunk, ("engine",), ("driver",)),
-        CoreSubject("driver", "reply", commands.ToolReply, ("tool",), ("driver",)),
-        CoreSubject("driver", "cancel", commands.CancelEpisodes, ("scheduler",), ("driver",)),
-        CoreSubject("driver", "lease", commands.Lease, ("driver",), ("scheduler", "viewer")),
+        CoreSubject("engine", "generate", commands.Generate, ("driver",), ("engine",), "engine"),
+        CoreSubject("engine", "abort", commands.Abort, ("driver",), ("engine",), "engine"),
+        CoreSubject("driver", "stream", commands.GenerationChunk, ("engine",), ("driver",), "driver"),
+        CoreSubject("driver", "reply", commands.ToolReply, ("tool",), ("driver",), "driver", commands.Received),
+        CoreSubject("driver", "cancel", commands.CancelEpisodes, ("scheduler",), ("driver",), "driver"),
+        CoreSubject("driver", "lease", commands.Lease, ("driver",), ("scheduler", "viewer"), "driver"),
         CoreSubject(
             "actor",
             "heartbeat",
             commands.Heartbeat,
             ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder", "viewer"),
             ("scheduler", "driver", "viewer"),
+            "actor",
         ),
     ),
 )
