@@ -1,0 +1,125 @@
+"""Following a run from outside: its streams folded into a report, its heartbeats and queues at hand."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from actors.runtime.bus import Bus, ConsumerInfo, Incoming
+from asearch.errors import BusError, StreamRewoundError
+from asearch.evaluation.report import STREAMS, RunReport
+from schemas.commands import Heartbeat
+from schemas.topology import TOPOLOGY
+
+RATE_WINDOW_S = 15.0
+LOST_S = 5.0
+"""Silence after which an actor is no longer taken for alive."""
+POLL_S = 2.0
+
+
+@dataclass
+class Vitals:
+    """The newest heartbeat of every actor, and how fast its counters grow."""
+
+    latest: dict[str, Heartbeat] = field(default_factory=dict[str, Heartbeat])
+    _past: dict[str, deque[Heartbeat]] = field(default_factory=dict[str, deque[Heartbeat]])
+
+    def heard(self, heartbeat: Heartbeat) -> None:
+        """Take a heartbeat."""
+        self.latest[heartbeat.actor_id] = heartbeat
+        past = self._past.setdefault(heartbeat.actor_id, deque(maxlen=64))
+        if past and past[-1].pid != heartbeat.pid:
+            past.clear()
+        past.append(heartbeat)
+        while len(past) > 2 and heartbeat.at_ns - past[0].at_ns > RATE_WINDOW_S * 1e9:
+            past.popleft()
+
+    def rate(self, actor_id: str, gauge: str) -> float | None:
+        """How much a counter has grown per second over the last RATE_WINDOW_S; None without two heartbeats of one process."""
+        past = self._past.get(actor_id)
+        if not past or len(past) < 2 or gauge not in past[-1].gauges:
+            return None
+        span_s = (past[-1].at_ns - past[0].at_ns) / 1e9
+        return (past[-1].gauges[gauge] - past[0].gauges.get(gauge, 0.0)) / span_s if span_s > 0 else None
+
+    def total_rate(self, kind: str, gauge: str) -> float | None:
+        """The rate over all actors of a kind."""
+        rates = [self.rate(name, gauge) for name, heartbeat in self.latest.items() if heartbeat.actor == kind]
+        known = [rate for rate in rates if rate is not None]
+        return sum(known) if known else None
+
+    def age_s(self, actor_id: str, now_ns: int) -> float | None:
+        """Seconds since the actor was last heard of."""
+        found = self.latest.get(actor_id)
+        return None if found is None else max(0.0, (now_ns - found.at_ns) / 1e9)
+
+
+@dataclass
+class View:
+    """What is known of a run at this moment."""
+
+    report: RunReport = field(default_factory=RunReport)
+    vitals: Vitals = field(default_factory=Vitals)
+    queues: dict[str, ConsumerInfo] = field(default_factory=dict[str, ConsumerInfo])
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when something was folded; whoever waits for it clears it."""
+
+    async def catch_up(self, bus: Bus) -> None:
+        """Fold what the streams hold now, whether or not the followers have come that far."""
+        for stream in STREAMS:
+            begin = self.report.folded[stream] + 1
+            async with contextlib.aclosing(bus.read(stream, start_sequence=begin, follow=False)) as reader:
+                async for stored in reader:
+                    self.report.fold(stream, stored.sequence, stored.event)
+        self.changed.set()
+
+
+@contextlib.asynccontextmanager
+async def follow(bus: Bus) -> AsyncGenerator[View]:
+    """A view of the run that is kept up to date until the block is left; what the streams hold already is folded first."""
+    view = View()
+
+    async def on_heartbeat(incoming: Incoming) -> None:
+        if isinstance(incoming.message, Heartbeat):
+            view.vitals.heard(incoming.message)
+
+    subscription = await bus.subscribe(Heartbeat, ">", on_heartbeat)
+    await view.catch_up(bus)
+    async with asyncio.TaskGroup() as tasks:
+        followers = [tasks.create_task(_follow_streams(bus, view), name="follow")]
+        followers.append(tasks.create_task(_poll_queues(bus, view), name="poll queues"))
+        try:
+            yield view
+        finally:
+            for follower in followers:
+                follower.cancel()
+            await subscription.drain(1.0)
+
+
+async def _follow_streams(bus: Bus, view: View) -> None:
+    """Read the three streams side by side; begin anew when the broker has lost the tail of one."""
+    while True:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for stream in STREAMS:
+                    tasks.create_task(_follow_stream(bus, view, stream), name=f"follow {stream}")
+        except* StreamRewoundError:
+            view.report = RunReport()
+
+
+async def _follow_stream(bus: Bus, view: View, stream: str) -> None:
+    begin = view.report.folded[stream] + 1
+    async with contextlib.aclosing(bus.read(stream, start_sequence=begin)) as reader:
+        async for stored in reader:
+            view.report.fold(stream, stored.sequence, stored.event)
+            view.changed.set()
+
+
+async def _poll_queues(bus: Bus, view: View) -> None:
+    """Ask how many facts wait in every durable queue."""
+    while True:
+        for consumer in TOPOLOGY.consumers:
+            with contextlib.suppress(BusError):
+                view.queues[consumer.name] = await bus.consumer_info(consumer.name)
+        await bus.platform.sleep(POLL_S)
