@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from schemas import events
+from schemas.records import Task
 
 
 def call(episode: str, n: int, size: int = 8) -> events.ToolRequested:
@@ -36,6 +37,24 @@ def dropped(episode: str, reason: str = "test") -> events.EpisodeDropped:
     )
 
 
+def requested(episode: str, n: int) -> events.EpisodeRequested:
+    """The n-th request for an episode."""
+    return events.EpisodeRequested(
+        id=f"{episode}-request-{n}",
+        episode=episode,
+        group="g",
+        member=0,
+        members=1,
+        slot=0,
+        purpose="train",
+        task=Task(id="task", question="q" * 400),
+        seed=0,
+        progress=0,
+        recipe_hash="h",
+        attempt=n,
+    )
+
+
 def ended(n: int) -> events.RunEnded:
     """A fact of PLAN."""
     return events.RunEnded(id=f"end-{n}", run="r", reason=str(n))
@@ -44,7 +63,7 @@ def ended(n: int) -> events.RunEnded:
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     """Wait for a condition, with a deadline."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- what it waits for has no event
             await asyncio.sleep(0.01)
 
 

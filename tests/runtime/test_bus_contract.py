@@ -275,7 +275,7 @@ async def test_every_request_is_worked_off_once_by_some_worker(harness: Harness)
         await queue.drain(5.0)
         await queue.wait()
     await asyncio.sleep(0.05)
-    assert sorted(sum(seen, [])) == sorted(f"e{n}-call-{n}" for n in range(150))
+    assert sorted(each for held in seen for each in held) == sorted(f"e{n}-call-{n}" for n in range(150))
     assert all(len(each) > 10 for each in seen)
     info = await buses[0].consumer_info("tool")
     assert (info.n_pending, info.n_ack_pending) == (0, 0)
@@ -309,7 +309,7 @@ async def test_redelivery_after_the_wait_nak_and_failure(harness: Harness) -> No
     gaps = {episode: each[1][1] - each[0][1] for episode, each in times.items()}
     assert ACK_WAIT_S * 0.8 <= gaps["e0"] < ACK_WAIT_S + 2
     assert 0.15 <= gaps["e1"] < ACK_WAIT_S
-    assert 0.8 <= gaps["e2"]
+    assert gaps["e2"] >= 0.8
     assert gaps["e3"] < 0.3
 
 
