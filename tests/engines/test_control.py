@@ -118,7 +118,8 @@ async def test_requests_wait_while_paused(client: EngineClient) -> None:
 
 async def test_pause_with_abort_ends_requests(client: EngineClient) -> None:
     episodes = [Episode(client, [*PROMPT, i], f"ends-{i}") for i in range(20)]
-    await episodes[0].reached(5)
+    while (held := await counters(client))["n_running"] + held["n_waiting"] < len(episodes):
+        await asyncio.sleep(0.01)
     await client.pause("abort")
     for episode in episodes:
         await episode.task

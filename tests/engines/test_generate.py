@@ -135,8 +135,8 @@ async def test_stop_ids_strings_and_minimum(
     assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": token}
     later = await generate(session, server, PROMPT, **params, stop_token_ids=[token], min_new_tokens=first + 5)
     assert token not in later["output_ids"][: first + 5]
-    word = await post(session, server, {"text": "w1 stop", "sampling_params": params})
-    assert word["meta_info"]["prompt_tokens"] == len("w1 stop") - 7 + 2
+    word = await post(session, server, {"text": "stop stop", "sampling_params": params})
+    assert word["meta_info"]["prompt_tokens"] == 2
 
 
 async def test_a_stop_string_may_span_tokens(
@@ -187,10 +187,8 @@ async def test_bad_requests_are_refused(
 async def test_malformed_bodies_and_routes(
     session: aiohttp.ClientSession, server: Running, client: EngineClient
 ) -> None:
-    for raw in (b"", b"{", b"\xff\xfe", b'{"input_ids":[1e400]}', b"null"):
+    for raw in (b"{", b"\xff\xfe", b'{"rid": 1e400, "mode": 2, "input_ids": 1e400}', b"null"):
         for path in ("/generate", "/update_weights_from_disk", "/pause_generation", "/abort_request"):
-            if raw == b"" and path == "/pause_generation":
-                continue
             async with session.post(server.url + path, data=raw) as response:
                 assert response.status == 400, (raw, path)
                 assert (await response.json())["error"]["message"]

@@ -28,8 +28,8 @@ class Replies:
         text = self._decode(request.output[self._n_done : end], finish)
         self._text += text
         self._n_done = end
-        spans = request.versions
-        ends = [*(begin for _, begin in spans[1:]), end]
+        spans = [(version, begin) for version, begin in request.versions if begin < end]
+        ends = [*(begin for _, begin in spans), end][1:]
         meta: dict[str, Any] = {
             "id": request.rid,
             "finish_reason": finish,
@@ -38,12 +38,11 @@ class Replies:
             "cached_tokens": request.n_cached,
             "num_retractions": request.n_retractions,
             "weight_versions": [
-                {"version": version, "start": begin, "end": min(stop, end)}
+                {"version": version, "start": begin, "end": stop}
                 for (version, begin), stop in zip(spans, ends, strict=True)
-                if begin < end
             ],
         }
-        meta["weight_version"] = meta["weight_versions"][-1]["version"] if meta["weight_versions"] else None
+        meta["weight_version"] = spans[-1][0] if spans else None
         if self._logprobs:
             values = request.logprobs[start:end]
             meta["output_token_logprobs"] = [(lp, token, None) for lp, token in zip(values, ids, strict=True)]

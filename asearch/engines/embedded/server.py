@@ -114,44 +114,37 @@ class Server:
     async def _stream(self, http: web.BaseRequest, generation: Generation) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(http)
-        events: asyncio.Queue[bytes] = asyncio.Queue(maxsize=8)
-
-        async def follow(index: int, request: Request) -> None:
-            replies = self._replies(request, generation)
-            while True:
-                await request.changed.wait()
-                request.changed.clear()
-                ended = request.finish is not None
-                reply = replies.next()
-                if generation.batched:
-                    reply["index"] = index
-                await events.put(b"data: " + _encode(reply) + b"\n\n")
-                if ended:
-                    return
-
-        async def follow_all() -> None:
-            async with asyncio.TaskGroup() as group:
-                for index, request in enumerate(generation.requests):
-                    group.create_task(follow(index, request))
-            await events.put(b"")
-
-        if len(generation.requests) == 1:
-            await self._stream_one(response, generation)
-        else:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(follow_all())
-                while event := await events.get():
-                    await response.write(event)
-        await response.write_eof(b"data: [DONE]\n\n")
+        try:
+            if len(generation.requests) == 1:
+                await self._stream_one(response, generation, generation.requests[0], None)
+            else:
+                async with asyncio.TaskGroup() as group:
+                    for index, request in enumerate(generation.requests):
+                        group.create_task(self._stream_one(response, generation, request, index))
+            await response.write_eof(b"data: [DONE]\n\n")
+        except ConnectionError:
+            raise
+        except Exception as error:
+            # The status has been sent: a stream that breaks off is how the client learns of it.
+            log.exception("a stream failed")
+            if http.transport is not None:
+                http.transport.abort()
+            raise ConnectionAbortedError("the stream failed") from error
         return response
 
-    async def _stream_one(self, response: web.StreamResponse, generation: Generation) -> None:
-        request = generation.requests[0]
+    async def _stream_one(
+        self, response: web.StreamResponse, generation: Generation, request: Request, index: int | None
+    ) -> None:
         replies = self._replies(request, generation)
-        while request.finish is None:
+        ended = False
+        while not ended:
             await request.changed.wait()
             request.changed.clear()
-            await response.write(b"data: " + _encode(replies.next()) + b"\n\n")
+            ended = request.finish is not None
+            reply = replies.next()
+            if index is not None:
+                reply["index"] = index
+            await response.write(b"data: " + _encode(reply) + b"\n\n")
 
     def _replies(self, request: Request, generation: Generation) -> Replies:
         incremental = generation.stream and self._options.incremental_streaming_output
