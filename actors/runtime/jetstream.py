@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
 
 from actors.runtime import blobs
 from actors.runtime.bus import APPEND_TIMEOUT_S, Bus, ConsumerInfo, CoreHandler, Handler, Scope, Stored, StreamInfo
@@ -16,7 +15,7 @@ from actors.runtime.publisher import Publisher
 from actors.runtime.pull import Watchdog
 from actors.runtime.reader import BATCH, Reader
 from actors.runtime.routes import Route, core_target, read_filters, route
-from actors.runtime.wire import Packet, Wire
+from actors.runtime.wire import Packet, Wire, header_block
 from asearch.errors import BusError, ConflictError
 from schemas import topology
 from schemas.codec import MalformedError, decode_message, encode
@@ -74,11 +73,7 @@ class JetStreamBus(Bus):
         traceparent: str | None = None,
     ) -> int:
         target = route(self.run, event, key)
-        header = {"Nats-Msg-Id": event.id}
-        if traceparent is not None:
-            header["traceparent"] = traceparent
-        if expected is not None:
-            _condition(header, target, expected, scope)
+        header = _header(event.id, target, expected, scope, traceparent)
         data = encode(event)
         await self.platform.fault("bus.append")
         try:
@@ -184,7 +179,7 @@ class JetStreamBus(Bus):
     async def publish(
         self, message: Message, *, key: str | None = None, subject: str | None = None, traceparent: str | None = None
     ) -> None:
-        header = None if traceparent is None else {"traceparent": traceparent}
+        header = header_block(traceparent=traceparent)
         await self._wire.send(core_target(self.run, message, key, subject), encode(message), "", header)
 
     async def request(
@@ -196,7 +191,7 @@ class JetStreamBus(Bus):
         timeout_s: float,
         traceparent: str | None = None,
     ) -> Message:
-        header = None if traceparent is None else {"traceparent": traceparent}
+        header = header_block(traceparent=traceparent)
         target = core_target(self.run, message, key, subject)
         packet = await self._wire.request(target, encode(message), timeout_s, header)
         try:
@@ -261,9 +256,14 @@ class JetStreamBus(Bus):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _condition(header: dict[str, Any], target: Route, expected: int, scope: Scope) -> None:
+def _header(event_id: str, target: Route, expected: int | None, scope: Scope, traceparent: str | None) -> bytes | None:
+    if expected is None:
+        return header_block(Nats_Msg_Id=event_id, traceparent=traceparent)
     if scope is Scope.STREAM:
-        header["Nats-Expected-Last-Sequence"] = str(expected)
-    else:
-        header["Nats-Expected-Last-Subject-Sequence"] = str(expected)
-        header["Nats-Expected-Last-Subject-Sequence-Subject"] = target.scope
+        return header_block(Nats_Msg_Id=event_id, Nats_Expected_Last_Sequence=str(expected), traceparent=traceparent)
+    return header_block(
+        Nats_Msg_Id=event_id,
+        Nats_Expected_Last_Subject_Sequence=str(expected),
+        Nats_Expected_Last_Subject_Sequence_Subject=target.scope,
+        traceparent=traceparent,
+    )

@@ -44,7 +44,7 @@ _acks = msgspec.json.Decoder(PubAck)
 class _Entry:
     subject: str
     data: bytes
-    header: dict[str, str]
+    header: bytes | None
     future: "asyncio.Future[PubAck]"
     deadline: float
     inbox: str
@@ -77,7 +77,7 @@ class Publisher:
         """Appends not yet acknowledged."""
         return len(self._entries)
 
-    async def publish(self, subject: str, data: bytes, header: dict[str, str], timeout_s: float) -> tuple[PubAck, int]:
+    async def publish(self, subject: str, data: bytes, header: bytes | None, timeout_s: float) -> tuple[PubAck, int]:
         """Store a message. Returns the acknowledgement and how many times it was sent.
 
         Raises ConflictError, StreamFullError, or BusError if it is not known to be stored after the timeout.

@@ -1,6 +1,7 @@
 """Where things go: subjects and filters from the topology, with errors that name what is wrong."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -18,20 +19,25 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     scope: str
 
 
-def route(run: str, event: Event, key: Sequence[str]) -> Route:
+def route(run: str, event: Event, key: tuple[str, ...]) -> Route:
     """The route of an event. Raises BusError for a wrong key, an unusable id, or a type without a row."""
-    try:
-        stream = topology.fact_of(type(event)).stream
-        subject = topology.subject(run, type(event), *key)
-    except KeyError:
-        raise BusError(f"{type(event).__name__} is in no row of the topology") from None
-    except ValueError as error:
-        raise BusError(f"{type(event).__name__}: {error}") from None
-    n_tokens = topology.stream_named(stream).key
-    if len(key) != n_tokens:
-        raise BusError(f"{type(event).__name__} takes a key of {n_tokens} tokens, not {len(key)}")
     if not event.id or not event.id.isprintable():
         raise BusError(f"{type(event).__name__} has an unusable id {event.id!r}")
+    return _route(run, type(event), key)
+
+
+@lru_cache(maxsize=4096)
+def _route(run: str, event: type[Event], key: tuple[str, ...]) -> Route:
+    try:
+        stream = topology.fact_of(event).stream
+        subject = topology.subject(run, event, *key)
+    except KeyError:
+        raise BusError(f"{event.__name__} is in no row of the topology") from None
+    except ValueError as error:
+        raise BusError(f"{event.__name__}: {error}") from None
+    n_tokens = topology.stream_named(stream).key
+    if len(key) != n_tokens:
+        raise BusError(f"{event.__name__} takes a key of {n_tokens} tokens, not {len(key)}")
     return Route(stream, subject, topology.any_fact(run, stream, *key))
 
 

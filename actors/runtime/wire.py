@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import msgspec
 from nats.aio.client import Client
+from nats.errors import ConnectionClosedError, MaxPayloadError, NoServersError, OutboundBufferLimitError
 from nats.errors import Error as NatsError
-from nats.errors import NoServersError
 
 from actors.runtime.platform import Platform
 from asearch.errors import BusError, NoResponderError, RequestTimeoutError
@@ -52,6 +52,17 @@ class Packet(msgspec.Struct, gc=False):
         return self.header[start : self.header.index(b"\r\n", start)].decode("utf-8", "replace")
 
 
+def header_block(**fields: str | None) -> bytes | None:
+    """The bytes of a header; `_` in a name stands for `-`, None fields are left out. Raises BusError for line breaks."""
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items() if value is not None]
+    if not lines:
+        return None
+    block = "\r\n".join(("NATS/1.0", *lines, "", "")).encode()
+    if block.count(b"\n") != len(lines) + 2:
+        raise BusError(f"a header value has a line break: {lines}")
+    return block
+
+
 PacketHandler = Callable[[Packet], None]
 
 
@@ -66,6 +77,22 @@ class _Client(Client):
         handler = self.direct.get(sid)
         if handler is not None:
             handler(Packet(subject.decode(), reply.decode(), data, headers or None))
+
+    async def send(self, subject: str, data: bytes, reply: str, header: bytes | None) -> None:
+        """What `publish` does, with a header block that is made already: the client's own costs more than the rest."""
+        if self.is_closed:
+            raise ConnectionClosedError
+        if not self.is_connected and len(data) + self._pending_data_size > self._max_pending_size:
+            raise OutboundBufferLimitError
+        if len(data) > self._max_payload:
+            raise MaxPayloadError
+        if header is None:
+            head = f"PUB {subject} {reply} {len(data)}\r\n".encode()
+        else:
+            head = f"HPUB {subject} {reply} {len(header)} {len(header) + len(data)}\r\n".encode() + header
+        await self._send_command(head + data + b"\r\n")
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
 
 
 class Inlet:
@@ -174,10 +201,10 @@ class Wire:
         self.client.direct[sid] = handler
         return Inlet(self.client, sid, subject)
 
-    async def send(self, subject: str, data: bytes, reply: str = "", header: dict[str, str] | None = None) -> None:
+    async def send(self, subject: str, data: bytes, reply: str = "", header: bytes | None = None) -> None:
         """Hand a message to the connection. Raises BusError if the connection is closed or its buffer full."""
         try:
-            await self.client.publish(subject, data, reply, header)
+            await self.client.send(subject, data, reply, header)
             if self.client.pending_data_size > MAX_UNSENT_BYTES:
                 await self.client.flush()
         except (NatsError, OSError, TimeoutError) as error:
@@ -212,9 +239,7 @@ class Wire:
         if future is not None and not future.done():
             future.set_result(packet)
 
-    async def request(
-        self, subject: str, data: bytes, timeout_s: float, header: dict[str, str] | None = None
-    ) -> Packet:
+    async def request(self, subject: str, data: bytes, timeout_s: float, header: bytes | None = None) -> Packet:
         """One message, one answer. Raises NoResponderError at once if nobody listens, RequestTimeoutError in the end."""
         inbox, token = self.reply_subject()
         future = self.expect(token)

@@ -13,6 +13,7 @@ from actors.runtime.jetstream import JetStreamBus, connect
 from actors.runtime.memory import MemoryBus
 from actors.runtime.memory_broker import MemoryBroker
 from actors.runtime.platform import SystemPlatform
+from actors.runtime.wire import header_block
 from schemas import topology
 
 ACK_WAIT_S = 0.6
@@ -59,7 +60,7 @@ class Harness:
         """Store bytes that no bus would send."""
         bus = self.buses[0]
         if isinstance(bus, JetStreamBus):
-            await bus._publisher.publish(subject, data, {"Nats-Msg-Id": uuid.uuid4().hex}, 5.0)
+            await bus._publisher.publish(subject, data, header_block(Nats_Msg_Id=uuid.uuid4().hex), 5.0)
         else:
             self.memory.inject(self.run, stream, subject, data)
 
