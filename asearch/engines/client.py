@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +94,7 @@ class EngineClient:
         rid: str,
         timeout_s: float,
         idle_timeout_s: float | None = None,
-    ) -> AsyncIterator[GeneratedChunk]:
+    ) -> AsyncGenerator[GeneratedChunk]:
         """Streams the tokens that follow `input_ids`; the last chunk has `finish` set.
 
         `timeout_s` bounds the whole call, `idle_timeout_s` the wait for any one event. Leaving the iteration early
@@ -176,7 +175,7 @@ class EngineClient:
     @asynccontextmanager
     async def _call(
         self, method: str, path: str, body: object, timeout: aiohttp.ClientTimeout
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
         data = None if body is None else msgspec.json.encode(body)
         headers = {"Content-Type": "application/json"}
         try:
@@ -187,13 +186,13 @@ class EngineClient:
                     text = (await response.read())[:2000].decode(errors="replace")
                     raise EngineError(f"{self._base}{path} answered {response.status}: {_message(text)}")
                 yield response
-        except (TimeoutError, asyncio.TimeoutError) as error:
+        except TimeoutError as error:
             raise EngineError(f"{self._base}{path} did not answer in time ({timeout.total} s)") from error
         except aiohttp.ClientError as error:
             raise EngineError(f"{self._base}{path} could not be reached: {error or type(error).__name__}") from error
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[_Event]:
+async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[_Event]:
     while line := await response.content.readline():
         if not line.startswith(b"data:"):
             continue

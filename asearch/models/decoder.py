@@ -65,7 +65,7 @@ class Decoder:
     ) -> Tensor:
         config, eps = self.config, self._eps_11
         rotation_N1C = self.weights.rotation_LC.index_select(0, positions_N).unsqueeze(1)
-        entries_LN = cache.entries_LN(rows_N, positions_N)
+        entries_LN = cache.entries(rows_N, positions_N)
         for i, layer in enumerate(self.weights.layers):
             q_NQD = self._project(layer, _normed(x_NH, eps), rotation_N1C, cache, entries_LN[i])
             if spans is not None and i == config.n_layers - 1:
@@ -82,9 +82,7 @@ class Decoder:
             x_NH = torch.addmm(x_NH, silu(gate).mul_(up), layer.down_FH)
         return _normed(x_NH, eps) @ self.weights.head_HV
 
-    def _project(
-        self, layer: FusedLayer, x_NH: Tensor, rotation_N1C: Tensor, cache: KvCache, entries_N: Tensor
-    ) -> Tensor:
+    def _project(self, layer: FusedLayer, x_NH: Tensor, rotation_N1C: Tensor, cache: KvCache, entries_N: Tensor) -> Tensor:
         """Writes keys and values of the step into the cache; returns the rotated queries [N, Q, D]."""
         bias = layer.qkv_bias_W
         qkv_NW = x_NH @ layer.qkv_HW if bias is None else torch.addmm(bias, x_NH, layer.qkv_HW)

@@ -39,7 +39,7 @@ class KvCache:
         """Bytes that the cache would take if every position were written."""
         return n_rows * config.n_layers * n_positions * 2 * config.n_kv_heads * config.head_dim * 4
 
-    def entries_LN(self, rows_N: Tensor, positions_N: Tensor) -> Tensor:
+    def entries(self, rows_N: Tensor, positions_N: Tensor) -> Tensor:
         """Indices into `flat_XW` of N (row, position) pairs in every layer."""
         return rows_N * self._row_stride + positions_N + self._layer_starts_L1
 

@@ -49,7 +49,7 @@ class WeightManifest(msgspec.Struct, frozen=True):
 def checksum(tensor: Tensor) -> str:
     """xxh3-128 of the bytes of `tensor` (any shape, any dtype, on CPU), in hexadecimal."""
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return xxhash.xxh3_128_hexdigest(memoryview(data))
+    return xxhash.xxh3_128_hexdigest(data.data)
 
 
 def save_weights(folder: str | Path, tensors: Mapping[str, Tensor], shard_bytes: int = 4 << 30) -> WeightManifest:

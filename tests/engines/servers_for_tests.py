@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 import torch
+from models.models_for_tests import small_config, write_model, write_tokenizer
 from transformers import AutoModelForCausalLM
 
 from asearch.models.config import ModelConfig
-from models.models_for_tests import small_config, write_model, write_tokenizer
 
 TOLERANCE = 1e-4
 

@@ -2,17 +2,18 @@
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from models.models_for_tests import random_tensors, small_config
 
 from asearch.engines.client import EngineClient, GeneratedChunk, VersionSpan
 from asearch.errors import EngineError
 from asearch.models.weights import SINGLE_FILE, save_weights
 from engines.servers_for_tests import TOLERANCE, Running, worst
-from models.models_for_tests import random_tensors, small_config
 
 PROMPT = list(range(3, 40))
 LONG: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 400, "ignore_eos": True}
@@ -51,8 +52,12 @@ class Episode:
         return joined
 
 
-async def counters(client: EngineClient) -> dict[str, int]:
-    return (await client.server_info())["internal_states"][0]
+async def counters_until(client: EngineClient, wanted: Callable[[dict[str, int]], bool]) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if wanted((await client.server_info())["internal_states"][0]):
+                return
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("mode", ["retract", "in_place", None])
@@ -81,12 +86,10 @@ async def test_update_in_flight(server: Running, client: EngineClient, mode: str
     # The boundary is exact: the last token before it does not fit the other weights.
     ends = [episode.spans()[0].end for episode in episodes]
     before = [
-        worst(server.folder / "v2", e.prompt, e.ids, e.logprobs, end - 1, end)
-        for e, end in zip(episodes, ends, strict=True)
+        worst(server.folder / "v2", e.prompt, e.ids, e.logprobs, end - 1, end) for e, end in zip(episodes, ends, strict=True)
     ]
     after = [
-        worst(server.folder / "v1", e.prompt, e.ids, e.logprobs, end, end + 1)
-        for e, end in zip(episodes, ends, strict=True)
+        worst(server.folder / "v1", e.prompt, e.ids, e.logprobs, end, end + 1) for e, end in zip(episodes, ends, strict=True)
     ]
     assert min(before) > 10 * TOLERANCE
     assert min(after) > 10 * TOLERANCE
@@ -118,8 +121,7 @@ async def test_requests_wait_while_paused(client: EngineClient) -> None:
 
 async def test_pause_with_abort_ends_requests(client: EngineClient) -> None:
     episodes = [Episode(client, [*PROMPT, i], f"ends-{i}") for i in range(20)]
-    while (held := await counters(client))["n_running"] + held["n_waiting"] < len(episodes):
-        await asyncio.sleep(0.01)
+    await counters_until(client, lambda held: held["n_running"] + held["n_waiting"] == len(episodes))
     await client.pause("abort")
     for episode in episodes:
         await episode.task
@@ -144,19 +146,15 @@ async def test_a_client_that_leaves_aborts_its_request(client: EngineClient) -> 
     episode = Episode(client, PROMPT, "leaves")
     await episode.reached(5)
     episode.task.cancel()
-    async with asyncio.timeout(5):
-        while (await counters(client))["n_running"]:
-            await asyncio.sleep(0.01)
+    await counters_until(client, lambda held: held["n_running"] == 0)
 
 
 async def test_leaving_the_iteration_aborts_too(client: EngineClient) -> None:
     stream = client.generate(PROMPT, LONG, rid="left", timeout_s=30)
     async for _ in stream:
         break
-    await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue]
-    async with asyncio.timeout(5):
-        while (await counters(client))["n_running"]:
-            await asyncio.sleep(0.01)
+    await stream.aclose()
+    await counters_until(client, lambda held: held["n_running"] == 0)
 
 
 async def test_a_flush_is_refused_while_requests_run(client: EngineClient) -> None:

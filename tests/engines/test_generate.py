@@ -29,9 +29,7 @@ def columns(reply: Any) -> tuple[list[int], list[float]]:
     return reply["output_ids"], [entry[0] for entry in entries]
 
 
-async def test_greedy_equals_the_reference(
-    session: aiohttp.ClientSession, server: Running, client: EngineClient
-) -> None:
+async def test_greedy_equals_the_reference(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     reply = await generate(session, server, PROMPT, temperature=0, max_new_tokens=40, ignore_eos=True)
     ids, logprobs = columns(reply)
     assert reply["meta_info"]["finish_reason"] == {"type": "length", "length": 40}
@@ -41,9 +39,7 @@ async def test_greedy_equals_the_reference(
     assert worst(server.folder / "v1", PROMPT, ids, logprobs, 0, 40) <= TOLERANCE
 
 
-async def test_logprobs_are_raw_at_any_temperature(
-    session: aiohttp.ClientSession, server: Running, client: EngineClient
-) -> None:
+async def test_logprobs_are_raw_at_any_temperature(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     cases: list[dict[str, Any]] = [
         {"temperature": 1.0},
         {"temperature": 2.0},
@@ -58,9 +54,7 @@ async def test_logprobs_are_raw_at_any_temperature(
 async def test_top_k_of_one_is_greedy(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     greedy = await generate(session, server, PROMPT, temperature=0, max_new_tokens=20)
     for params in ({"temperature": 1.0, "top_k": 1}, {"temperature": 3.0, "top_p": 1e-6}):
-        assert (await generate(session, server, PROMPT, max_new_tokens=20, **params))["output_ids"] == (
-            greedy["output_ids"]
-        )
+        assert (await generate(session, server, PROMPT, max_new_tokens=20, **params))["output_ids"] == (greedy["output_ids"])
 
 
 async def test_seeded_requests_repeat_alone_and_in_a_crowd(
@@ -75,9 +69,7 @@ async def test_seeded_requests_repeat_alone_and_in_a_crowd(
     assert other["output_ids"] != alone["output_ids"]
 
 
-async def test_a_batch_equals_single_requests(
-    session: aiohttp.ClientSession, server: Running, client: EngineClient
-) -> None:
+async def test_a_batch_equals_single_requests(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     prompts = [list(range(i, i + 5 + 9 * i)) for i in range(1, 25)]
     params: dict[str, Any] = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
     together = await generate(session, server, prompts, **params)
@@ -107,9 +99,7 @@ async def test_an_extended_prompt_reuses_its_prefix(
     assert worst(server.folder / "v2", longer, ids, logprobs, 0, 20) <= TOLERANCE
 
 
-async def test_branches_of_one_prompt_do_not_mix(
-    session: aiohttp.ClientSession, server: Running, client: EngineClient
-) -> None:
+async def test_branches_of_one_prompt_do_not_mix(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     """Prompts that share prefixes of many lengths, arriving together and later, read only their own cache."""
     base = [(7 * i) % 250 for i in range(120)]
     prompts = [base[: 20 + 9 * i] + [200 + i] * (1 + i % 4) for i in range(11)]
@@ -122,9 +112,7 @@ async def test_branches_of_one_prompt_do_not_mix(
         prompts = [prompt + reply["output_ids"] for prompt, reply in zip(prompts, replies, strict=False)]
 
 
-async def test_stop_ids_strings_and_minimum(
-    session: aiohttp.ClientSession, server: Running, client: EngineClient
-) -> None:
+async def test_stop_ids_strings_and_minimum(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     params: dict[str, Any] = {"temperature": 1.0, "sampling_seed": 3, "max_new_tokens": 40}
     free = await generate(session, server, PROMPT, **params, ignore_eos=True)
     ids = free["output_ids"]
@@ -139,9 +127,7 @@ async def test_stop_ids_strings_and_minimum(
     assert word["meta_info"]["prompt_tokens"] == 2
 
 
-async def test_a_stop_string_may_span_tokens(
-    session: aiohttp.ClientSession, server: Running, client: EngineClient
-) -> None:
+async def test_a_stop_string_may_span_tokens(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     params: dict[str, Any] = {"temperature": 1.0, "sampling_seed": 3, "max_new_tokens": 200, "ignore_eos": True}
     free = await generate(session, server, PROMPT, **params)
     text = free["text"]
@@ -184,9 +170,7 @@ async def test_bad_requests_are_refused(
         assert said in (await response.json())["error"]["message"]
 
 
-async def test_malformed_bodies_and_routes(
-    session: aiohttp.ClientSession, server: Running, client: EngineClient
-) -> None:
+async def test_malformed_bodies_and_routes(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     for raw in (b"{", b"\xff\xfe", b'{"rid": 1e400, "mode": 2, "input_ids": 1e400}', b"null"):
         for path in ("/generate", "/update_weights_from_disk", "/pause_generation", "/abort_request"):
             async with session.post(server.url + path, data=raw) as response:
@@ -199,9 +183,7 @@ async def test_malformed_bodies_and_routes(
     assert await client.health()
 
 
-async def test_a_body_of_a_megabyte_is_read(
-    session: aiohttp.ClientSession, server: Running, client: EngineClient
-) -> None:
+async def test_a_body_of_a_megabyte_is_read(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     async with session.post(server.url + "/generate", json={"input_ids": [1] * 600_000}) as response:
         assert response.status == 400
         assert "context length" in (await response.json())["error"]["message"]

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+from models.models_for_tests import small_config, write_model
 
 from engines.servers_for_tests import Running, start
-from models.models_for_tests import small_config, write_model
 
 
 @pytest.mark.parametrize("case", ["absent", "llama", "weights", "context", "port"])

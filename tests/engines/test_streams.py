@@ -1,5 +1,6 @@
 """Both ways to stream, and what the client refuses."""
 
+from itertools import chain, pairwise
 from typing import Any
 
 import aiohttp
@@ -27,7 +28,7 @@ async def raw_events(session: aiohttp.ClientSession, server: Running, ids: Any) 
 
 async def test_cumulative_events(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
     events = await raw_events(session, server, PROMPT)
-    for earlier, later in zip(events, events[1:], strict=False):
+    for earlier, later in pairwise(events):
         n = len(earlier["output_ids"])
         assert later["output_ids"][:n] == earlier["output_ids"]
         assert earlier["meta_info"]["finish_reason"] is None
@@ -37,7 +38,7 @@ async def test_cumulative_events(session: aiohttp.ClientSession, server: Running
 
 async def test_incremental_events(session: aiohttp.ClientSession, incremental_server: Running) -> None:
     events = await raw_events(session, incremental_server, PROMPT)
-    ids: list[int] = sum((event["output_ids"] for event in events), [])
+    ids: list[int] = list(chain.from_iterable(event["output_ids"] for event in events))
     logprobs = [entry[0] for event in events for entry in event["meta_info"]["output_token_logprobs"]]
     assert len(ids) == 50
     assert [len(event["output_ids"]) for event in events[:-1]] and all(len(e["output_ids"]) >= 7 for e in events[:-1])

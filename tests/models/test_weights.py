@@ -43,7 +43,7 @@ def test_names_and_shapes_must_fit(tmp_path: Path) -> None:
     config = small_config()
     tensors = random_tensors(config, 0)
     save_weights(tmp_path / "a", {name: t for name, t in tensors.items() if "q_norm" not in name})
-    with pytest.raises(InputError, match="lacks.*q_norm"):
+    with pytest.raises(InputError, match=r"lacks.*q_norm"):
         load_weights(tmp_path / "a", config)
     save_weights(tmp_path / "b", tensors | {"model.extra": torch.zeros(1)})
     with pytest.raises(InputError, match=r"also has model\.extra"):

@@ -38,8 +38,7 @@ class Replies:
             "cached_tokens": request.n_cached,
             "num_retractions": request.n_retractions,
             "weight_versions": [
-                {"version": version, "start": begin, "end": stop}
-                for (version, begin), stop in zip(spans, ends, strict=True)
+                {"version": version, "start": begin, "end": stop} for (version, begin), stop in zip(spans, ends, strict=True)
             ],
         }
         meta["weight_version"] = spans[-1][0] if spans else None

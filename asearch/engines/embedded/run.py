@@ -74,9 +74,7 @@ def serve(options: Options) -> None:
     uvloop.run(_serve(options, config, limits, batch, listener))
 
 
-async def _serve(
-    options: Options, config: ModelConfig, limits: Limits, batch: Batch, listener: socket.socket
-) -> None:
+async def _serve(options: Options, config: ModelConfig, limits: Limits, batch: Batch, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -121,7 +119,7 @@ def _keep_freed_memory() -> None:
 def _request(
     message: RawRequestMessage,
     payload: StreamReader,
-    protocol: RequestHandler[web.BaseRequest],
+    protocol: RequestHandler,
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:

@@ -45,10 +45,6 @@ class _Abort(msgspec.Struct):
     abort_all: bool = False
 
 
-class _Version(msgspec.Struct):
-    new_version: str
-
-
 class Server:
     """Routes of one model. `handle` never raises for what a client sends."""
 
