@@ -18,8 +18,8 @@ class SegmentAge(NamedTuple):
 
     staleness_T: npt.NDArray[np.int32]
     """Step of the consuming update minus step of the token's version; -1 where no version is recorded (loss mask 0)."""
-    n_dead_lineage: int
-    """Tokens of an older lineage: sampled by a trainer that was replaced before its steps were committed."""
+    dead_lineage_T: npt.NDArray[np.bool_]
+    """Tokens of an older lineage: their trainer was replaced, perhaps before the step they come from was committed."""
 
 
 def admits(slot: int, groups_per_step: int, step: int, eta: int) -> bool:
@@ -37,7 +37,7 @@ def segment_age(versions: Sequence[VersionRun], n_tokens: int, lineage: int, ste
     Raises TrainingError for a run outside the segment and for a token newer than the update that consumes it.
     """
     staleness_T = np.full(n_tokens, -1, dtype=np.int32)
-    n_dead = 0
+    dead_T = np.zeros(n_tokens, dtype=np.bool_)
     for run in versions:
         if not 0 <= run.start <= run.end <= n_tokens:
             raise TrainingError(f"version run [{run.start}, {run.end}) lies outside a segment of {n_tokens} tokens")
@@ -47,10 +47,9 @@ def segment_age(versions: Sequence[VersionRun], n_tokens: int, lineage: int, ste
                 f"tokens of version {run.version} are newer than the consuming step {lineage}.{step}: "
                 "the batch was composed against another trainer's journal"
             )
-        if run.version.lineage < lineage:
-            n_dead += run.end - run.start
+        dead_T[run.start : run.end] = run.version.lineage < lineage
         staleness_T[run.start : run.end] = max(age, 0)
-    return SegmentAge(staleness_T, n_dead)
+    return SegmentAge(staleness_T, dead_T)
 
 
 def stale(staleness_T: npt.NDArray[np.int32], max_staleness: int | None, rule: str) -> npt.NDArray[np.bool_]:

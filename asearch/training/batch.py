@@ -44,6 +44,7 @@ class Batch:
     lengths: list[int] = field(default_factory=lambda: [])
     """Tokens of all segments, by episode number."""
     n_dead_lineage: int = 0
+    """Trained tokens of an older lineage."""
 
     @property
     def n_trained(self) -> int:
@@ -103,7 +104,7 @@ def _without_stale(batch: Batch, segment: Segment, mask_T: npt.NDArray[np.bool_]
         raise TrainingError(f"segment {segment.id}: its versions do not cover exactly the tokens that are trained")
     too_old_T = stale(age.staleness_T, command.max_staleness, command.rule)
     kept_T = mask_T & ~too_old_T
-    batch.n_dead_lineage += age.n_dead_lineage
+    batch.n_dead_lineage += int((age.dead_lineage_T & kept_T).sum())
     batch.masked[-1] += int(too_old_T.sum())
     values, counts = np.unique(age.staleness_T[kept_T], return_counts=True)
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):

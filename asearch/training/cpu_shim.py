@@ -62,7 +62,10 @@ def correct_optimizer_state() -> None:
 
     def state_dict(self: Any) -> Any:
         if not self.optimizer.state:
-            self._init_optimizer_states_with_dummy_values()
+            # What AdamW makes at its first step; megatron's own way takes a step of zeros, which decays the weights.
+            for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+                zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
         return state(self)
 
     def set_main_param_and_optimizer_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:

@@ -106,6 +106,7 @@ def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
     parts = cast("Any", layer.submodules)
     parts.input_layernorm = parts.pre_mlp_layernorm = RankNorm
     parts.mlp.module = GatedMLP
+    parts.mlp.params = {"ffn_hidden_size": model.intermediate_size}
     attention = parts.self_attention.submodules
     attention.core_attention = partial(PackedAttention, rope_theta=model.rope_theta)
     if model.qk_norm:

@@ -1,0 +1,196 @@
+"""The rank as a process, over a real socket pair; one process for all tests of the module."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from asearch.models.weights import load_weights
+from schemas.local import (
+    CheckpointRestored,
+    CheckpointSaved,
+    ExportWeights,
+    LoadModel,
+    ModelLoaded,
+    RankFailed,
+    RestoreCheckpoint,
+    SaveCheckpoint,
+    StepDone,
+    TrainEpisode,
+    TrainGroup,
+    TrainStep,
+    WeightsExported,
+)
+from schemas.records import Version, VersionRun
+from tests.training.channel import RankProcess
+from tests.training.material import model_config, random_groups, segment, write_model
+
+SETTINGS = {"lr": 3e-3, "token_budget": 128, "advantage": "grpo_mean"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "hf", model_config())
+
+
+@pytest.fixture(scope="module")
+def rank(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[RankProcess]:
+    process = RankProcess(tmp_path_factory.mktemp("rank") / "rank.log")
+    try:
+        early = process.ask(TrainStep(step=0, lineage=0, groups=[]))
+        assert isinstance(early, RankFailed)
+        assert "before LoadModel" in early.message
+        yield process
+        assert process.stop() == 0
+    finally:
+        process.kill()
+
+
+def load(rank: RankProcess, folder: Path, **settings: Any) -> None:
+    command = LoadModel(model_dir=str(folder), settings=json.dumps(SETTINGS | settings).encode(), seed=1)
+    reply = rank.ask(command)
+    assert isinstance(reply, ModelLoaded), reply
+    assert reply.n_parameters == sum(t.numel() for t in load_weights(folder).values())
+
+
+def train(rank: RankProcess, number: int, groups: list[TrainGroup], **fields: Any) -> StepDone:
+    reply = rank.ask(TrainStep(step=number, groups=groups, **({"lineage": 0, "max_staleness": 4} | fields)))
+    assert isinstance(reply, StepDone), reply
+    return reply
+
+
+def export(rank: RankProcess, path: Path) -> dict[str, str]:
+    reply = rank.ask(ExportWeights(path=str(path), version=Version(lineage=0, step=1)))
+    assert isinstance(reply, WeightsExported), reply
+    assert reply.manifest.path == str(path)
+    return {name: digest for shard in reply.manifest.shards for name, digest in shard.checksums.items()}
+
+
+def test_ready_says_what_runs(rank: RankProcess) -> None:
+    assert rank.ready.megatron_version.startswith("0.16")
+    assert rank.ready.device in {"cpu", "cuda"}
+
+
+def test_trains_exports_saves_and_resumes_bitwise(rank: RankProcess, folder: Path, tmp_path: Path) -> None:
+    batches = [random_groups(3, 4, (5, 30), 67, seed=n) for n in range(4)]
+    load(rank, folder)
+    for number, batch in enumerate(batches):
+        if number == 2:
+            (tmp_path / "checkpoint").mkdir()
+            saved = rank.ask(SaveCheckpoint(path=str(tmp_path / "checkpoint")))
+            assert isinstance(saved, CheckpointSaved)
+            assert {f.name: f.stat().st_size for f in (tmp_path / "checkpoint").iterdir()} == {
+                name: size for name, (size, _) in saved.files.items()
+            }
+        done = train(rank, number, batch)
+        assert not done.skipped
+        assert done.staleness == {number: done.n_tokens_trained}
+        assert done.metrics["behaviour_weight"] > 0
+    straight = export(rank, tmp_path / "straight")
+    load(rank, folder)
+    assert isinstance(rank.ask(RestoreCheckpoint(path=str(tmp_path / "checkpoint"))), CheckpointRestored)
+    for number in (2, 3):
+        train(rank, number, batches[number])
+    assert export(rank, tmp_path / "resumed") == straight
+    assert export(rank, tmp_path / "resumed") == straight
+
+
+def test_stale_tokens_are_masked_and_the_rest_of_the_episode_is_trained(rank: RankProcess, folder: Path) -> None:
+    load(rank, folder)
+    runs = [VersionRun(version=Version(lineage=0, step=s), start=i, end=i + 1) for i, s in ((1, 3), (2, 6), (4, 10))]
+    part = segment("s", [1, 2, 3, 4, 5], [0, 1, 1, 0, 1], [0, -1, -1, 0, -1], versions=runs)
+    group = TrainGroup(group="g", episodes=[TrainEpisode(episode=f"e{r}", reward=r, segments=[part]) for r in (0.0, 1.0)])
+    done = train(rank, 10, [group])
+    assert (done.n_tokens_trained, done.n_tokens_masked_stale) == (4, 2)
+    assert done.staleness == {0: 2, 4: 2}
+    assert sum(done.metrics[f"masked_stale_decile_{i}"] for i in range(10)) == 2
+    kept = train(rank, 10, [group], rule="keep")
+    assert kept.staleness == {0: 2, 4: 2, 7: 2}
+    older = train(rank, 10, [group], lineage=1)
+    assert older.metrics["dead_lineage_tokens"] == 4
+
+
+def bad_batches() -> dict[str, tuple[TrainStep, str]]:
+    good = random_groups(1, 2, (5, 6), 67)
+    episode = good[0].episodes[0]
+
+    def step(part: Any, reward: float = 0.0, number: int = 0, **fields: Any) -> TrainStep:
+        changed = msgspec.structs.replace(episode, reward=reward, segments=[part])
+        group = msgspec.structs.replace(good[0], episodes=[changed, good[0].episodes[1]])
+        return TrainStep(step=number, lineage=0, groups=[group], **({"max_staleness": 4} | fields))
+
+    part = episode.segments[0]
+    newer, ids, mask = Version(lineage=0, step=1), [1, 2, 3], [0, 1, 1]
+    return {
+        "reward": (step(part, math.nan), "has the reward nan"),
+        "newer": (step(segment("s", ids, mask, version=newer)), "newer than the consuming step"),
+        "discard": (step(part, number=9, rule="discard"), "should have been discarded"),
+        "rule": (step(part, rule="drop"), "unknown staleness rule"),
+        "logprob": (step(segment("s", ids, mask, [0.0, math.inf, 0.0])), "not finite"),
+        "versions": (step(segment("s", ids, mask, versions=[])), "do not cover exactly"),
+        "first": (step(segment("s", ids, [1, 1, 1])), "nothing precedes it"),
+        "vocabulary": (step(segment("s", [1, 67, 3], mask)), "outside the model's vocabulary"),
+        "lengths": (step(segment("s", ids, [0, 1, 1, 1])), "mask has shape"),
+    }
+
+
+@pytest.mark.parametrize("name", list(bad_batches()))
+def test_a_bad_batch_is_refused_and_changes_nothing(rank: RankProcess, folder: Path, name: str, tmp_path: Path) -> None:
+    load(rank, folder)
+    before = export(rank, tmp_path / "before")
+    command, message = bad_batches()[name]
+    reply = rank.ask(command)
+    assert isinstance(reply, RankFailed), reply
+    assert message in reply.message
+    assert not reply.fatal
+    assert export(rank, tmp_path / "after") == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lrr": 1.0}, "unknown field `lrr`"),
+        ({"lr": "fast"}, r"$.lr"),
+        ({"lr": -1.0}, "lr must be above 0"),
+        ({"schedule": "cosine"}, "needs decay_steps"),
+        ({"objective": "decoupled_pppo"}, "did you mean 'decoupled_ppo'"),
+        ({"tensor_parallel": 2}, "must be 1"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(rank: RankProcess, folder: Path, settings: dict[str, Any], message: str) -> None:
+    reply = rank.ask(LoadModel(model_dir=str(folder), settings=json.dumps(SETTINGS | settings).encode(), seed=0))
+    assert isinstance(reply, RankFailed)
+    assert message in reply.message
+    assert not reply.fatal
+
+
+def test_bad_folders_and_frames_are_refused(rank: RankProcess, folder: Path, tmp_path: Path) -> None:
+    missing = rank.ask(LoadModel(model_dir=str(tmp_path / "none"), settings=b"{}", seed=0))
+    assert isinstance(missing, RankFailed)
+    assert "config.json" in missing.message
+    rank.send(b"\xc1 not msgpack")
+    garbage = rank.receive()
+    assert isinstance(garbage, RankFailed)
+    assert not garbage.fatal
+    load(rank, folder)
+
+
+def test_supervised_batches_need_no_versions_and_no_rewards(rank: RankProcess, folder: Path) -> None:
+    load(rank, folder, objective="sft")
+    part = segment("s", [1, 2, 3], [0, 1, 1], versions=[])
+    group = TrainGroup(group="g", episodes=[TrainEpisode(episode="e", reward=0.0, segments=[part])])
+    done = [train(rank, n, [group], max_staleness=None) for n in range(3)]
+    assert done[0].metrics["loss"] > done[-1].metrics["loss"] > 0
+
+
+def test_the_rank_leaves_when_the_channel_closes(tmp_path: Path) -> None:
+    process = RankProcess(tmp_path / "log")
+    try:
+        process.sock.close()
+        assert process.process.wait(timeout=20) == 0
+    finally:
+        process.kill()
