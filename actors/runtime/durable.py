@@ -17,6 +17,7 @@ from schemas.topology import Consumer, broker_stream
 log = logging.getLogger(__name__)
 
 REOPEN_S = 0.2
+DRAIN_LINGER_S = 1.0
 
 
 class JetStreamDelivery:
@@ -122,7 +123,8 @@ class DurableQueue:
                 await self._signal.wait()
         finally:
             self._watchdog.sessions.discard(session)
-            await session.close()
+            # What arrives while draining is given back at once instead of after its acknowledgement wait.
+            await session.close(DRAIN_LINGER_S if self._draining else 0.0)
 
     def _on_message(self, packet: Packet) -> None:
         fields = delivery_fields(packet.reply)

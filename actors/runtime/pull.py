@@ -89,10 +89,10 @@ class PullSession:
             self._is_broken = True
             self._broken(reason)
 
-    async def close(self) -> None:
+    async def close(self, linger_s: float = 0.0) -> None:
         """Stop listening; the broker drops requests without a listener."""
         if self._inlet is not None:
-            await self._inlet.close()
+            await self._inlet.close(linger_s)
 
 
 class Watchdog:

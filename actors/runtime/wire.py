@@ -75,8 +75,13 @@ class _Client(Client):
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         handler = self.direct.get(sid)
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             handler(Packet(subject.decode(), reply.decode(), data, headers or None))
+        except Exception:
+            # An error that left here would end the client's read loop without a word.
+            log.exception("a message on %s could not be handled", subject)
 
     async def send(self, subject: str, data: bytes, reply: str, header: bytes | None) -> None:
         """What `publish` does, with a header block that is made already: the client's own costs more than the rest."""
@@ -103,13 +108,19 @@ class Inlet:
         self._sid = sid
         self.subject = subject
 
-    async def close(self) -> None:
-        """Stop listening."""
-        self._client.direct.pop(self._sid, None)
+    async def close(self, linger_s: float = 0.0) -> None:
+        """Stop listening. With `linger_s`, what the broker had sent before it heard of this still reaches the callback."""
         subscription = self._client._subs.get(self._sid)  # pyright: ignore[reportPrivateUsage]
-        if subscription is not None and not self._client.is_closed:
-            with contextlib.suppress(NatsError):
+        try:
+            if subscription is not None and not self._client.is_closed:
                 await subscription.unsubscribe()
+                if linger_s > 0 and self._client.is_connected:
+                    async with asyncio.timeout(linger_s):
+                        await self._client.flush()
+        except (NatsError, OSError, TimeoutError) as error:
+            log.debug("unsubscribing from %s: %s", self.subject, error)
+        finally:
+            self._client.direct.pop(self._sid, None)
 
 
 class Wire:

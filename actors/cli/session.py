@@ -1,0 +1,123 @@
+"""A local run from its start to its result: what the terminal shows, and what is left in the run's folder."""
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from actors.cli.plain import final_summary, phase_of
+from actors.cli.screen import Frame, LiveScreen
+from actors.runtime.following import View, follow
+from actors.runtime.local_run import LocalRun
+from asearch.errors import AsearchError, ConfigError
+from schemas.events import RunEnded
+
+REFRESH_S = 0.5
+STOP_S = 40.0
+RESULT, PICTURE = "result.json", "curves.png"
+
+
+class RunFailedError(AsearchError):
+    """The run ended for a reason that has a name and advice."""
+
+
+class Session:
+    """Runs a `LocalRun`, shows it, and reports."""
+
+    def __init__(self, local: LocalRun, *, as_json: bool) -> None:
+        self.local = local
+        self._as_json = as_json
+        self._interrupted = asyncio.Event()
+        self._actors_run = False
+        self._begun_s = local.platform.monotonic()
+
+    def interrupt(self, task: "asyncio.Task[int]") -> None:
+        """Stop: before the actors run at once, then by the scheduler, which leaves nothing in flight."""
+        if self._actors_run and not self._interrupted.is_set():
+            click.echo("stopping: open episodes are given up, the trainer checkpoints (Ctrl-C again to stop at once)", err=True)
+            self._interrupted.set()
+        else:
+            task.cancel()
+
+    async def run(self) -> int:
+        """The whole run; the exit status."""
+        async with self.local.started() as bus:
+            async with follow(bus) as view:
+                ended = await self._live(view)
+                await view.catch_up(bus)
+        self._report(view, ended)
+        if ended is not None and ended.reason not in ("completed", "stopped"):
+            raise RunFailedError(f"{ended.reason}: {ended.message}")
+        return 0 if ended is not None and ended.reason == "completed" else 130
+
+    async def _live(self, view: View) -> RunEnded | None:
+        """Keep the actors and the screen going until the run ends or is interrupted, then stop the actors in order."""
+        async with contextlib.AsyncExitStack() as stack:
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            self._actors_run = True
+            actors = tasks.create_task(self.local.supervise(), name="supervise")
+            screen = tasks.create_task(self._show(view), name="screen")
+            ended = tasks.create_task(self.local.until_ended(), name="ended")
+            interrupted = tasks.create_task(self._until_interrupted(), name="interrupted")
+            await asyncio.wait({ended, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+            interrupted.cancel()
+            with self.local.phases.phase("stop"):
+                actors.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await actors
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await asyncio.shield(ended)
+            screen.cancel()
+            ended.cancel()
+        return ended.result() if ended.done() and not ended.cancelled() else None
+
+    async def _until_interrupted(self) -> None:
+        await self._interrupted.wait()
+
+    async def _show(self, view: View) -> None:
+        platform, phases = self.local.platform, self.local.phases
+        last_s = platform.monotonic()
+        with LiveScreen() as screen:
+            while True:
+                phase = phase_of(view.report)
+                screen.show(
+                    Frame(
+                        run=self.local.run,
+                        now_ns=platform.now_ns(),
+                        elapsed_s=platform.monotonic() - self._begun_s,
+                        phase=phase,
+                        report=view.report,
+                        vitals=view.vitals,
+                        queues=view.queues,
+                        processes=self.local.supervisor.children,
+                    )
+                )
+                await platform.sleep(REFRESH_S)
+                now_s = platform.monotonic()
+                phases.seconds[phase] = phases.seconds.get(phase, 0.0) + now_s - last_s
+                last_s = now_s
+
+    def _report(self, view: View, ended: RunEnded | None) -> None:
+        phases_s = {name: round(value, 1) for name, value in self.local.phases.seconds.items()}
+        result = view.report.to_json()
+        result["run"] = self.local.run
+        result["wall_s"] = round(self.local.platform.monotonic() - self._begun_s, 1)
+        result["phases_s"] = phases_s
+        result["ended"] = ended.reason if ended else "interrupted"
+        (self.local.run_dir / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+        self._draw(view, self.local.run_dir / PICTURE)
+        click.echo(final_summary(view.report, phases_s), err=True)
+        click.echo(f"result: {self.local.run_dir / RESULT}   curves: {self.local.run_dir / PICTURE}", err=True)
+        if self._as_json:
+            sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+            sys.stdout.flush()
+
+    def _draw(self, view: View, path: Path) -> None:
+        try:
+            view.report.picture(path)
+        except ConfigError as error:
+            click.echo(str(error), err=True)

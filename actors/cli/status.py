@@ -1,0 +1,98 @@
+"""`asearch status`: every actor of a run with its state, and how far the run is."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+import uvloop
+
+from actors.cli.plain import phase_of
+from actors.cli.screen import Drawing, Frame
+from actors.runtime.following import View, follow
+from actors.runtime.jetstream import connect
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.run_files import RunFile, read_run_file
+from actors.runtime.workspace import Workspace, is_live
+
+LISTEN_S = 2.2
+"""Two heartbeats."""
+KINDS = ("trainer", "engine", "grader", "tool", "driver", "recorder", "scheduler")
+
+
+@click.command("status")
+@click.option("--run", "run", help="The run; the live one, else the newest.")
+@click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line.")
+def status(run: str | None, root: Path, as_json: bool) -> None:
+    """Show every actor with its state.
+
+    Exit status: 0 all actors ready, 1 some actor is not, 3 no run is live, 2 no such run.
+    """
+    content = _choose(Workspace(root), run)
+    if content is None or not is_live(content):
+        ended = f"run '{content.run}' is not live" if content else f"there is no run in {root}"
+        click.echo(msgspec.json.encode({"live": False, "run": content.run if content else None}).decode() if as_json else ended)
+        sys.exit(3)
+    if not content.corpus_url:
+        click.echo(f"run '{content.run}' is being prepared (world, warm start); its actors start then")
+        sys.exit(1)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        view = runner.run(_listen(content))
+    states = _states(content, view)
+    if as_json:
+        actors = {name: {"state": state, "waiting_for": waits} for name, (state, waits) in states.items()}
+        told = {"live": True, "run": content.run, "phase": phase_of(view.report), "actors": actors}
+        click.echo(msgspec.json.encode(told).decode())
+    else:
+        _show(content, view, states)
+    sys.exit(0 if all(state == "ready" for state, _ in states.values()) else 1)
+
+
+def _choose(workspace: Workspace, run: str | None) -> RunFile | None:
+    if run is not None:
+        return read_run_file(workspace.run_dir(run))
+    runs = workspace.live_runs() or workspace.runs()
+    return runs[-1] if runs else None
+
+
+async def _listen(content: RunFile) -> View:
+    platform = SystemPlatform()
+    bus = await connect(content.broker_url, content.run, f"status-{platform.new_id()[:6]}", platform)
+    try:
+        async with follow(bus) as view:
+            await platform.sleep(LISTEN_S)
+        return view
+    finally:
+        await bus.close()
+
+
+def _states(content: RunFile, view: View) -> dict[str, tuple[str, str]]:
+    """State and what it waits for, by actor; an actor that says nothing is `silent`."""
+    counts = {kind: content.settings.engine.count if kind == "engine" else 1 for kind in KINDS}
+    names = [f"{kind}-{number}" for kind, count in counts.items() for number in range(count)]
+    heard = view.vitals.latest
+    return {name: (heard[name].state, heard[name].waiting_for) if name in heard else ("silent", "") for name in names}
+
+
+def _show(content: RunFile, view: View, states: dict[str, tuple[str, str]]) -> None:
+    from rich.console import Console
+
+    platform = SystemPlatform()
+    console = Console()
+    frame = Frame(
+        run=content.run,
+        now_ns=platform.now_ns(),
+        elapsed_s=0.0,
+        phase=phase_of(view.report),
+        report=view.report,
+        vitals=view.vitals,
+        queues=view.queues,
+    )
+    console.print(Drawing(frame, console.width, console.options.ascii_only).whole())
+    for name, (state, waiting_for) in states.items():
+        if state == "silent":
+            console.print(f"{name}: silent; see {content.run}/logs/{name}.log")
+        elif waiting_for:
+            console.print(f"{name}: {state}, waits for {waiting_for}")

@@ -1,0 +1,96 @@
+"""`asearch train RECIPE`: prepare, train, evaluate, and say what came of it."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import uvloop
+
+from actors.runtime.local_run import LocalRun
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.run_files import check_name
+from actors.cli.session import Session
+from actors.runtime.workspace import Workspace
+from asearch.configuration.loading import load_settings
+from asearch.configuration.settings import Settings
+from asearch.errors import AsearchError, ConfigError
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("train")
+@click.argument("recipe", default="toy")
+@click.option("--run", "run", help="Name of the run; RECIPE-1, RECIPE-2 ... unless given. A run that was stopped goes on.")
+@click.option("--runs", "root", type=_PATH, default=Path("runs"), show_default=True, help="Folder that holds the runs.")
+@click.option("--seed", type=int, help="Seed of world, model, sampling and plan.")
+@click.option("--steps", type=int, help="Policy updates.")
+@click.option("--corpus", type=_PATH, help="JSONL of {id, contents, url?, title?}, e.g. Search-R1's wiki-18.")
+@click.option("--pages", type=_PATH, help="JSONL of {url, contents}: full pages for --corpus.")
+@click.option("--tasks", type=_PATH, help="JSONL of {id, question, answer}; a part is held out unless --eval-tasks is given.")
+@click.option("--eval-tasks", type=_PATH, help="JSONL of held-out questions.")
+@click.option("--model", type=_PATH, help="Hugging Face folder of a Qwen2 or Qwen3 model.")
+@click.option("-s", "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting; may be repeated.")
+@click.option("--port", type=int, default=0, help="Port of the broker on loopback; 0 takes a free one.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line at the end.")
+@click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
+def train(recipe: str, run: str | None, root: Path, port: int, as_json: bool, dry_run: bool, **given: Any) -> None:
+    """Train a search agent with RECIPE (a name or a TOML file) on this machine."""
+    settings = settings_of(recipe, given)
+    if dry_run:
+        click.echo(msgspec.json.format(msgspec.json.encode(settings)).decode())
+        return
+    workspace = Workspace(root)
+    name = check_name(run or workspace.next_name(settings.recipe))
+    result = run_here(workspace, name, settings, port, as_json=as_json)
+    sys.exit(result)
+
+
+def settings_of(recipe: str, given: dict[str, Any]) -> Settings:
+    """The settings that the options of the command line describe."""
+    values: dict[str, object] = {}
+    for option, path in (("seed", "seed"), ("steps", "run.steps")):
+        if given.get(option) is not None:
+            values[path] = given[option]
+    for option, path in (("corpus", "data.corpus"), ("pages", "data.pages"), ("tasks", "data.tasks")):
+        if given.get(option) is not None:
+            values[path] = str(given[option].resolve())
+    if given.get("eval_tasks") is not None:
+        values["data.eval_tasks"] = str(given["eval_tasks"].resolve())
+    if given.get("model") is not None:
+        values["model.path"] = str(given["model"].resolve())
+    return load_settings(recipe, given.get("overrides", ()), values)
+
+
+def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, as_json: bool) -> int:
+    """Run it in this process and its children until it ends or is interrupted; the exit status."""
+    if any(content.run == name for content in workspace.live_runs()):
+        raise ConfigError(f"run '{name}' is live: attach with `asearch up --run {name}`, or choose another --run")
+    platform = SystemPlatform()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(workspace, name, settings, platform, port, as_json=as_json))
+
+
+async def _run(
+    workspace: Workspace, name: str, settings: Settings, platform: SystemPlatform, port: int, *, as_json: bool
+) -> int:
+    session = Session(LocalRun(workspace, name, settings, platform, _say, port), as_json=as_json)
+    task = asyncio.create_task(session.run(), name="session")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, session.interrupt, task)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        _say("stopped before the actors ran; nothing was lost")
+        return 130
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+__all__ = ["AsearchError", "run_here", "settings_of", "train"]

@@ -1,0 +1,67 @@
+"""`asearch up`: start the default run, or attach to the one that is live."""
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+
+import click
+import uvloop
+
+from actors.cli.plain import phase_of
+from actors.cli.screen import Frame, LiveScreen
+from actors.cli.train import run_here, settings_of
+from actors.runtime.following import follow
+from actors.runtime.jetstream import connect
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.run_files import RunFile, check_name
+from actors.runtime.workspace import Workspace, is_live
+
+REFRESH_S = 0.5
+
+
+@click.command("up")
+@click.argument("recipe", default="toy")
+@click.option("--run", "run", help="Name of the run; the live one, else RECIPE-1, RECIPE-2 ...")
+@click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
+@click.option("--seed", type=int, help="Seed of a new run.")
+@click.option("-s", "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting of a new run.")
+@click.option("--port", type=int, default=0, help="Port of the broker on loopback; 0 takes a free one.")
+def up(recipe: str, run: str | None, root: Path, seed: int | None, overrides: tuple[str, ...], port: int) -> None:
+    """Start broker and actors, train RECIPE and show it live; a run that is live already is shown instead."""
+    workspace = Workspace(root)
+    live = [content for content in workspace.live_runs() if run in (None, content.run)]
+    if live:
+        content = live[-1]
+        click.echo(f"run '{content.run}' is live already: attached to it (Ctrl-C leaves it running; `asearch down` stops it)", err=True)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(KeyboardInterrupt):
+            runner.run(_attach(content, workspace.run_dir(content.run)))
+        return
+    settings = settings_of(recipe, {"seed": seed, "overrides": overrides})
+    sys.exit(run_here(workspace, check_name(run or workspace.next_name(settings.recipe)), settings, port, as_json=False))
+
+
+async def _attach(content: RunFile, run_dir: Path) -> None:
+    """Show a live run until it ends."""
+    platform = SystemPlatform()
+    begun_s = platform.monotonic()
+    bus = await connect(content.broker_url, content.run, f"viewer-{platform.new_id()[:6]}", platform)
+    try:
+        async with follow(bus) as view:
+            with LiveScreen() as screen:
+                while is_live(content):
+                    screen.show(
+                        Frame(
+                            run=content.run,
+                            now_ns=platform.now_ns(),
+                            elapsed_s=platform.monotonic() - begun_s,
+                            phase=phase_of(view.report),
+                            report=view.report,
+                            vitals=view.vitals,
+                            queues=view.queues,
+                        )
+                    )
+                    await platform.sleep(REFRESH_S)
+    finally:
+        await bus.close()
+    click.echo(f"the run ended; its result: {run_dir / 'result.json'}", err=True)

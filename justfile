@@ -1,0 +1,45 @@
+# The menu. Every recipe calls `asearch` or a tool of the environment; nothing lives only here.
+
+python := env("PYTHON", "python3")
+constraints := env("CONSTRAINTS", "constraints-cpu.txt")
+bin := ".venv/bin"
+
+# list the recipes
+default:
+    @just --list --unsorted
+
+# make .venv from the project's files (again only after they changed)
+setup:
+    @PYTHON={{python}} CONSTRAINTS={{constraints}} sh infra/setup.sh
+
+# start broker and actors, train, show the live screen; attaches to a run that is live
+up *args: setup
+    @{{bin}}/asearch up {{args}}
+
+# stop live runs; leaves no process
+down *args: setup
+    @{{bin}}/asearch down {{args}}
+
+# every actor with its state
+status *args: setup
+    @{{bin}}/asearch status {{args}}
+
+# train a recipe and report, e.g. `just train toy --seed 1 --json`
+train *args: setup
+    @{{bin}}/asearch train {{args}}
+
+# run the tests (under 12 minutes on 2 cores)
+test *args: setup
+    {{bin}}/pytest -m "not slow" {{args}}
+
+# format, lint, types, layers
+check: setup
+    {{bin}}/ruff format --check .
+    {{bin}}/ruff check .
+    {{bin}}/basedpyright
+    {{bin}}/lint-imports
+    {{bin}}/python -m schemas.documents --check
+
+# a benchmark by name, e.g. `just bench async --json`
+bench *args: setup
+    @{{bin}}/asearch bench {{args}}
