@@ -14,5 +14,5 @@ from asearch.training.settings import TrainerSettings
 )
 def test_warms_up_and_comes_down(schedule: str, expected: list[float]) -> None:
     settings = TrainerSettings(lr=1.0, min_lr=0.1, warmup_steps=2, decay_steps=6, schedule=schedule)  # type: ignore[arg-type]
-    rates = [learning_rate(settings, step) for step in (0, 2, 4, 6, 60)]
+    rates = [learning_rate(settings, step) for step in (0, 1, 2, 4, 6, 60)]
     assert rates == pytest.approx(expected)
