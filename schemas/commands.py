@@ -47,6 +47,7 @@ class CancelEpisodes(Message, tag="cancel_episodes", frozen=True, kw_only=True):
     """Give these episodes up: they have their outcome already."""
 
     episodes: list[str]
+    """Ids; a driver skips those it does not hold."""
 
 
 class GenerationChunk(Message, tag="generation_chunk", frozen=True, kw_only=True):
@@ -105,6 +106,7 @@ class Lease(Message, tag="lease", frozen=True, kw_only=True):
     """Id of the driver."""
     at_ns: int
     episodes: list[str]
+    """Ids of all episodes that it holds now."""
 
 
 AnyMessage = Generate | Abort | CancelEpisodes | GenerationChunk | ToolReply | Received | Heartbeat | Lease

@@ -139,6 +139,7 @@ class TokensGenerated(Event, tag="tokens_generated", frozen=True, kw_only=True):
     turn: int
     offset: int
     columns: dict[str, Column]
+    """`ids` u4 and `logprobs` f4, both (n,)."""
     versions: list[VersionRun]
     finish: str | None = None
     engine: str = ""
@@ -170,6 +171,7 @@ class ToolReturned(Event, tag="tool_returned", frozen=True, kw_only=True):
 
     episode: str
     call: str
+    """As in `ToolRequested`."""
     turn: int
     result: ToolResult | None = None
     """None when the result lies in `blob`."""
@@ -241,11 +243,14 @@ class EpisodeGraded(Outcome, tag="episode_graded", frozen=True, kw_only=True):
 
     reward: Reward
     trajectory: BlobRef | None
+    """As in `EpisodeFinished`."""
     status: str
     """As in `EpisodeFinished`."""
     answer: str | None
+    """As in `EpisodeFinished`."""
     n_turns: int
     n_tokens_generated: int
+    """As in `EpisodeFinished`."""
     n_searches: int
     """Calls of the search tool."""
     n_reads: int
@@ -273,6 +278,7 @@ class EpisodeDead(Outcome, tag="episode_dead", frozen=True, kw_only=True):
     """The episode cannot be finished by anybody: `no_progress`, `blob_missing`, `poison`."""
 
     reason: str
+    """`no_progress`, `blob_missing` or `poison`."""
     message: str = ""
     """Details for a reader."""
 
@@ -376,6 +382,7 @@ class EventRefused(Event, tag="event_refused", frozen=True, kw_only=True):
     actor: str
     """Kind of the actor that refused it."""
     reason: str
+    """The error, in words."""
     data: bytes
     """The bytes as they were."""
 

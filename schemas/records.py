@@ -50,6 +50,7 @@ class Column(Record, frozen=True, kw_only=True):
 
     dtype: str
     shape: tuple[int, ...]
+    """Sizes of the dimensions; (n,) for one value per token."""
     data: bytes
     """The values in row-major order, `prod(shape)` of them."""
 
@@ -66,6 +67,7 @@ class OriginRun(Record, frozen=True, kw_only=True):
     """Tokens [start, end) come from one origin: `prompt`, `generated`, `tool` or `forced`."""
 
     origin: str
+    """`prompt`, `generated`, `tool` or `forced`; only `generated` tokens can be trained."""
     start: int
     end: int
 
@@ -85,8 +87,10 @@ class Segment(Record, frozen=True, kw_only=True):
     """Turns first_turn..last_turn of the episode, both included, generated its trained tokens."""
     last_turn: int
     columns: dict[str, Column]
+    """By name: `ids`, `mask`, `logprobs`, and what later work adds."""
     versions: list[VersionRun]
     origins: list[OriginRun] = []
+    """Covers all T tokens."""
     parent: str | None = None
     """The segment whose text this one continues or was split from, if any."""
 
@@ -116,6 +120,7 @@ class Reward(Record, frozen=True, kw_only=True):
 
     value: float
     items: list[RewardItem] = []
+    """The parts; `value` is their weighted sum."""
 
 
 class Document(Record, frozen=True, kw_only=True):
@@ -180,6 +185,7 @@ class WeightManifest(Record, frozen=True, kw_only=True):
     path: str
     """Absolute folder."""
     shards: list[ShardFile]
+    """Every weight file."""
 
 
 class Interval(Record, frozen=True, kw_only=True):

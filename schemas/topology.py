@@ -173,7 +173,7 @@ TOPOLOGY = Topology(
         CoreSubject("engine", "abort", commands.Abort, ("driver",), ("engine",), "engine"),
         CoreSubject("driver", "stream", commands.GenerationChunk, ("engine",), ("driver",), "driver"),
         CoreSubject("driver", "reply", commands.ToolReply, ("tool",), ("driver",), "driver", commands.Received),
-        CoreSubject("driver", "cancel", commands.CancelEpisodes, ("scheduler",), ("driver",), "driver"),
+        CoreSubject("driver", "cancel", commands.CancelEpisodes, ("scheduler",), ("driver",), "drivers"),
         CoreSubject("driver", "lease", commands.Lease, ("driver",), ("scheduler", "viewer"), "driver"),
         CoreSubject(
             "actor",
@@ -201,7 +201,8 @@ def key_token(text: str) -> str:
     """A token for a key that comes from outside: the text itself where it can be one, else a name made of its hash."""
     if len(text) <= 64 and is_key(text):
         return text
-    return f"x{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
+    data = text.encode(errors="surrogatepass")
+    return f"x{hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
 
 def fact_of(event: type[events.Event]) -> Fact:
