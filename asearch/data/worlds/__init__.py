@@ -1,0 +1,1 @@
+"""Generated fictional towns: facts, texts, questions, and a scripted expert."""
