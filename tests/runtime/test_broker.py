@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.runtime import broker as broker_module
-from actors.runtime.broker import answers, start_broker
+from actors.runtime.broker import answers, find_broker, start_broker
 from actors.runtime.platform import SystemPlatform
 from asearch.errors import BusError
 
@@ -16,7 +16,11 @@ async def test_it_starts_on_loopback_and_stops(tmp_path: Path) -> None:
     broker = await start_broker(tmp_path / "deep" / "er", SystemPlatform())
     assert await answers(broker.port)
     assert "sync_interval: always" in (tmp_path / "deep" / "er" / "nats.conf").read_text()
+    assert not await answers(broker.port, "another")
+    assert await find_broker(broker.folder) == broker.url
+    assert await find_broker(tmp_path) is None
     await broker.stop()
+    assert await find_broker(broker.folder) is None
     assert not await answers(broker.port)
     assert broker.process.returncode is not None
     assert [path.name for path in (tmp_path / "deep" / "er").iterdir() if "version" in path.name] == []
