@@ -41,7 +41,9 @@ def build_tokenizer(
     words = [w for w, _ in _counted(splitter, texts, tags)]
     vocabulary = dict.fromkeys([*alphabet, *kept])
     if n_reserved + len(vocabulary) - len(alphabet) > n_vocab_max:
-        raise ValueError(f"n_vocab_max={n_vocab_max} is too small for {len(vocabulary)} bytes and kept words and {len(tags)} tags")
+        raise ValueError(
+            f"n_vocab_max={n_vocab_max} is too small for {len(vocabulary)} bytes and kept words and {len(tags)} tags"
+        )
     for word in words:
         if len(vocabulary) + len(tags) + 1 >= n_vocab_max:
             break

@@ -28,7 +28,11 @@ RELATIONS = (
     Relation("employer", "boss", "hired"),
 )
 
-FACT_PATTERNS = ("The {noun} of {subject} is {value}.", "As {noun}, {subject} has {value}.", "As {noun}, {subject} chose {value}.")
+FACT_PATTERNS = (
+    "The {noun} of {subject} is {value}.",
+    "As {noun}, {subject} has {value}.",
+    "As {noun}, {subject} chose {value}.",
+)
 """Sentences that state a fact; a passage with a fact on view holds one of them."""
 
 PAGE_PATTERNS = (*FACT_PATTERNS, "Asked who {verb} best, {subject} named {value}.")
@@ -39,6 +43,9 @@ POINTER_PATTERNS = ("About the {noun} of {subject}.", "{subject} has a {noun}.")
 
 PASTIMES = ("{other} met {subject} at the mill.", "{subject} lives near {other}.", "{subject} keeps bees with {other}.")
 """Sentences that state no fact of any relation."""
+
+WORDS = " not here is the of nothing failed"
+"""Words that an expert writes or a tool answers, and that no passage has to contain."""
 
 _ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kl", "tr")
 _VOWELS = ("a", "e", "i", "o", "u")

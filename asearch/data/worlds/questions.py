@@ -62,8 +62,7 @@ def split_questions(world: World, n_test: int, n_train: int) -> tuple[list[Quest
 
 def _worded(rng: random.Random, split: str, chains: list[Chain]) -> list[Question]:
     return [
-        Question(f"{split}-{len(chain.relations)}hop-{i}", word_question(rng, chain), chain)
-        for i, chain in enumerate(chains)
+        Question(f"{split}-{len(chain.relations)}hop-{i}", word_question(rng, chain), chain) for i, chain in enumerate(chains)
     ]
 
 

@@ -108,6 +108,13 @@ class World:
                 if len({start, *chain.values}) == n_hops + 1:
                     yield chain
 
+    def random_chain(self, rng: random.Random, n_hops: int) -> Chain:
+        """One of `chains(n_hops)`, each equally likely."""
+        while True:
+            chain = self.chain(rng.choice(self.names), tuple(rng.sample(self.relations, n_hops)))
+            if len({chain.start, *chain.values}) == n_hops + 1:
+                return chain
+
     def articles(self) -> Iterator[Article]:
         """One article a fact, in a fixed order."""
         rng = random.Random(f"articles-{self.spec.seed}-{self.spec.facts_seed}")
