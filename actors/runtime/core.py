@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from actors.runtime.bus import CoreHandler
-from actors.runtime.waking import Signal
+from actors.runtime.waking import Signal, report_failure
 from schemas.codec import MalformedError, decode_message, encode
 from schemas.commands import Message
 
@@ -67,6 +67,7 @@ class CoreSubscription:
         self._draining = False
         self._overflowing = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"subscribe-{subject}")
+        self._task.add_done_callback(report_failure)
 
     def offer(self, raw: Raw) -> None:
         """Take a message from the read loop."""

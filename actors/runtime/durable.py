@@ -9,7 +9,7 @@ from actors.runtime.bus import Handler, Stored
 from actors.runtime.decoding import backoff_s, stored_of
 from actors.runtime.pull import PullSession, Watchdog
 from actors.runtime.reader import delivery_fields
-from actors.runtime.waking import Signal
+from actors.runtime.waking import Signal, report_failure
 from actors.runtime.wire import Packet, Wire
 from asearch.errors import BusError
 from schemas.topology import Consumer, broker_stream
@@ -81,6 +81,7 @@ class DurableQueue:
         self._trouble: str | None = None
         self._draining = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"consume-{row.name}")
+        self._task.add_done_callback(report_failure)
 
     async def _run(self) -> None:
         self._wire.on_reconnect.append(self._on_reconnect)

@@ -15,6 +15,7 @@ from actors.runtime.publisher import Publisher
 from actors.runtime.pull import Watchdog
 from actors.runtime.reader import BATCH, Reader
 from actors.runtime.routes import Route, core_target, read_filters, route
+from actors.runtime.waking import report_failure
 from actors.runtime.wire import Packet, Wire, header_block
 from asearch.errors import BusError, ConflictError
 from schemas import topology
@@ -61,7 +62,12 @@ class JetStreamBus(Bus):
         await self._wire.open(timeout_s)
         await self._publisher.open()
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._publisher.sweep()), loop.create_task(self._watchdog.run())]
+        self._tasks = [
+            loop.create_task(self._publisher.sweep(), name="sweep-appends"),
+            loop.create_task(self._watchdog.run(), name="watch-pulls"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(report_failure)
 
     async def append(
         self,

@@ -1,6 +1,15 @@
-"""Waking a task from a callback."""
+"""Waking a task from a callback, and hearing of a background task that failed."""
 
 import asyncio
+import logging
+
+log = logging.getLogger(__name__)
+
+
+def report_failure(task: "asyncio.Task[None]") -> None:
+    """A done-callback: log what ended a background task, unless it was cancelled."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background task %s failed", task.get_name(), exc_info=error)
 
 
 class Signal:

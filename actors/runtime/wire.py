@@ -205,9 +205,12 @@ class Wire:
             await self.client.close()
 
     async def listen(self, subject: str, handler: PacketHandler) -> Inlet:
-        """Call the handler for every message on the subject, from the read loop."""
-        # The client starts a task for its own callback; messages of this subscription never reach it.
-        subscription = await self.client.subscribe(subject, cb=_never)
+        """Call the handler for every message on the subject, from the read loop. Raises BusError if closed."""
+        try:
+            # The client starts a task for its own callback; messages of this subscription never reach it.
+            subscription = await self.client.subscribe(subject, cb=_never)
+        except (NatsError, OSError) as error:
+            raise BusError(f"cannot listen on {subject}: {type(error).__name__} {error}".strip()) from error
         sid = subscription._id  # pyright: ignore[reportPrivateUsage]
         self.client.direct[sid] = handler
         return Inlet(self.client, sid, subject)
