@@ -22,6 +22,7 @@ from schemas.events import (
 from schemas.records import Reward, Task, Version, WeightManifest
 
 SECOND = 1_000_000_000
+SETTINGS = Settings(run=RunSettings(steps=2, groups_per_step=2, group_size=2, eta=4, max_refills=1))
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Story:
     """A run as it is told: every fact goes to its stream, and to `told` in the order of telling."""
 
     run: str = "r"
-    settings: Settings = Settings(run=RunSettings(steps=2, groups_per_step=2, group_size=2, eta=4, max_refills=1))
+    settings: Settings = SETTINGS
     plan: list[Event] = field(default_factory=list[Event])
     outcomes: list[Event] = field(default_factory=list[Event])
     policy: list[Event] = field(default_factory=list[Event])
