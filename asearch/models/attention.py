@@ -85,8 +85,11 @@ class SpansPlan:
 
     def __init__(self, cache: KvCache, n_kv_heads: int, spans: Sequence[Span]) -> None:
         self._cache, self._n_kv_heads, self._spans = cache, n_kv_heads, spans
-        self._masks_TP: list[Tensor] = []
+        self._masks_TP: list[Tensor | None] = []
         for span in spans:
+            if span.start == 0:
+                self._masks_TP.append(None)
+                continue
             n_positions = span.start + span.n_tokens
             ahead = torch.arange(n_positions) > torch.arange(span.start, n_positions).unsqueeze(1)
             self._masks_TP.append(torch.zeros(ahead.shape).masked_fill_(ahead, -torch.inf))
@@ -102,6 +105,6 @@ class SpansPlan:
             k = kv[:, 0].transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
             v = kv[:, 1].transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
             q = q_NQD[span.first : span.first + span.n_tokens].view(-1, k_heads, group, d).permute(1, 2, 0, 3)
-            held = scaled_dot_product_attention(q, k, v, attn_mask=mask_TP)
+            held = scaled_dot_product_attention(q, k, v, attn_mask=mask_TP, is_causal=mask_TP is None)
             out_NKGD[span.first : span.first + span.n_tokens] = held.permute(2, 0, 1, 3)
         return out_NKGD.view(n, q_heads * d)

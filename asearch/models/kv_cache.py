@@ -53,6 +53,6 @@ class KvCache:
         self.kv_SLPW[a, :, :n_tokens] = self.kv_SLPW[b, :, :n_tokens]
         self.kv_SLPW[b, :, :n_tokens] = held
 
-    def clear(self, row: int) -> None:
-        """Zeroes a row, after values that were not finite."""
-        self.kv_SLPW[row] = 0.0
+    def clear(self) -> None:
+        """Zeroes all rows and returns their memory to the system."""
+        self._memory.madvise(mmap.MADV_DONTNEED)

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import torch
 from models.models_for_tests import small_config, write_model, write_tokenizer
 from transformers import AutoModelForCausalLM
@@ -61,11 +62,15 @@ def running(folder: Path, *arguments: str, weight_version: str = "v1") -> Iterat
         process.wait()
 
 
+@lru_cache(maxsize=8)
+def _model(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def reference(folder: Path, ids: list[int]) -> torch.Tensor:
     """[len(ids), V]: log-probabilities of the token after each of `ids`, by transformers in fp32."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        return torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+        return torch.log_softmax(_model(folder)(torch.tensor([ids])).logits[0], -1)
 
 
 def worst(folder: Path, prompt: list[int], output: list[int], logprobs: list[float], start: int, end: int) -> float:
@@ -74,7 +79,3 @@ def worst(folder: Path, prompt: list[int], output: list[int], logprobs: list[flo
     index = torch.arange(start, end)
     chosen = expected[len(prompt) - 1 + index, torch.tensor(output)[index]]
     return float((chosen - torch.tensor(logprobs)[index]).abs().max())
-
-
-def encode(value: object) -> bytes:
-    return msgspec.json.encode(value)

@@ -196,6 +196,21 @@ async def test_a_failed_update_leaves_everything_as_it_was(
     assert (await client.model_info())["weight_version"] == "v1"
 
 
+async def test_values_that_are_not_finite_end_the_request_only(server: Running, client: EngineClient, tmp_path: Path) -> None:
+    """Weights may be finite and still overflow; the next good weights find nothing left of it."""
+    tensors = {name: t * 1e25 if "proj" in name else t for name, t in random_tensors(server.config, 0).items()}
+    save_weights(tmp_path, tensors)
+    await client.update_weights(str(tmp_path), "huge")
+    for i in range(3):
+        with pytest.raises(EngineError, match="not finite"):
+            await Episode(client, [*PROMPT, i], f"huge-{i}").task
+    await client.update_weights(str(server.folder / "v1"), "v1")
+    episodes = [Episode(client, [i, *PROMPT], f"fine-{i}", max_new_tokens=20) for i in range(20)]
+    for episode in episodes:
+        await episode.task
+        assert worst(server.folder / "v1", episode.prompt, episode.ids, episode.logprobs, 0, 20) <= TOLERANCE
+
+
 async def test_many_updates_under_load(server: Running, client: EngineClient) -> None:
     """More requests than may run, updates without pause: each token fits the weights that its span names."""
     episodes = [Episode(client, [*PROMPT, i], f"load-{i}", max_new_tokens=60 + 5 * i) for i in range(40)]

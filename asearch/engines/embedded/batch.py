@@ -45,6 +45,8 @@ class Batch:
         self._feeding: list[Request] = []
         self._decoding: list[Request] = []
         self._n_reserved = 0
+        self._spoiled = False
+        """Whether the cache may hold values that are not finite, which masking does not hide."""
 
     @property
     def n_waiting(self) -> int:
@@ -102,6 +104,9 @@ class Batch:
         """Goes on under other weights: running requests keep their tokens, all keys and values are computed anew."""
         self.retract()
         self._rows.flush()
+        if self._spoiled:
+            self._cache.clear()
+            self._spoiled = False
         self.decoder, self.version = decoder, version
 
     def drop_all(self, finish: Finish) -> None:
@@ -111,6 +116,7 @@ class Batch:
         self._waiting.clear()
         self._feeding, self._decoding, self._n_reserved = [], [], 0
         self._rows = Rows(self._cache)
+        self._spoiled = True
 
     def _admit(self) -> None:
         later: list[Request] = []
@@ -224,7 +230,8 @@ class Batch:
         request.row = -1
 
     def _spoil(self, request: Request) -> None:
-        self._rows.spoil(request.row)
+        self._rows.release(request.row, [], 0)
+        self._spoiled = True
         self._n_reserved -= request.n_reserved
         request.row = -1
         message = "the model computed a value that is not finite"

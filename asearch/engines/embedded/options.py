@@ -25,6 +25,7 @@ class Options:
     incremental_streaming_output: bool
     weight_version: str
     seed: int
+    die_with_parent: bool
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
@@ -46,6 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--weight-version", default="default", help="name of the weights that are loaded at start")
     add("--dtype", choices=["float32", "auto"], default="float32", help="weights are computed with in fp32 always")
     add("--seed", type=int, default=0, help="of requests that bring no sampling_seed")
+    add("--die-with-parent", action="store_true", help="end when the process that started this one ends (Linux)")
     given = vars(parser.parse_args(argv))
     del given["dtype"]
     return Options(**given)

@@ -72,11 +72,6 @@ class Rows:
         kept.used = self._clock
         self._remember(kept)
 
-    def spoil(self, row: int) -> None:
-        """Makes a row idle and empty, and wipes values that may not be finite."""
-        self._cache.clear(row)
-        self.release(row, [], 0)
-
     def flush(self) -> None:
         """Forgets everything; no row may be active."""
         if any(kept.active for kept in self._kept):

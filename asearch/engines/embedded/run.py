@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import itertools
 import logging
+import os
 import random
 import signal
 import socket
@@ -37,6 +38,7 @@ _DEFAULT_CONTEXT = 32768
 _CACHE_BYTES = 64 << 30
 """Address space for the cache; only what is written becomes resident."""
 _STOP_S = 1.0
+_PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _BODY_BYTES = 256 << 20
 _SWITCH_S = 0.0005
@@ -49,6 +51,8 @@ def serve(options: Options) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     sys.setswitchinterval(_SWITCH_S)
     _keep_freed_memory()
+    if options.die_with_parent:
+        _die_with_parent()
     torch.set_num_threads(options.threads)
     listener = _bind(options)
     config = ModelConfig.load(options.model_path)
@@ -114,6 +118,14 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel for SIGTERM at the end of the parent, so that a killed parent leaves no server behind."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:
+        raise EngineError("the process that started the server has ended already")
 
 
 def _request(
