@@ -1,0 +1,149 @@
+"""What an audit looks at: the newest committed checkpoint and the three streams, read in the order in which they refer back.
+
+The checkpoint is read first, then POLICY, OUTCOMES and PLAN: so a verdict always finds its outcomes and an outcome its
+request, although a live run goes on meanwhile.
+"""
+
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from actors.cli.auditing.problems import Problems
+from actors.runtime.bus import Bus
+from schemas.events import Event, Outcome, RunEnded, RunStarted
+from schemas.records import Interval
+
+MANIFEST = "manifest.json"
+BLOCK_BYTES = 1 << 20
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """The ledger of a checkpoint: sequences of OUTCOMES."""
+
+    step: int
+    watermark: int
+    counted: list[Interval]
+    discarded: dict[str, list[Interval]]
+    ungraded: list[Interval]
+
+
+class _File(msgspec.Struct, frozen=True):
+    size_bytes: int
+    hash: str
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """The manifest of a checkpoint, as far as an audit reads it."""
+
+    lineage: int
+    step: int
+    ledger: Ledger
+    files: dict[str, _File]
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """The part of the configuration that accounting depends on."""
+
+    steps: int
+    groups_per_step: int
+    group_size: int
+    eta: int
+    rule: str
+    max_refills: int
+    min_graded: int | None = None
+
+
+class _Config(msgspec.Struct, frozen=True):
+    run: Rules
+
+
+@dataclass
+class Evidence:
+    """Everything that was read. Facts are with their sequence, in order."""
+
+    plan: list[tuple[int, Event]] = field(default_factory=list[tuple[int, Event]])
+    outcomes: list[tuple[int, Outcome]] = field(default_factory=list[tuple[int, Outcome]])
+    policy: list[tuple[int, Event]] = field(default_factory=list[tuple[int, Event]])
+    checkpoint: tuple[str, Checkpoint] | None = None
+    rules: Rules | None = None
+    n_refused: int = 0
+
+    @property
+    def ended(self) -> RunEnded | None:
+        """The end of the run, if it is the last fact of the plan."""
+        last = self.plan[-1][1] if self.plan else None
+        return last if isinstance(last, RunEnded) else None
+
+
+async def gather(bus: Bus, run_dir: Path, problems: Problems) -> Evidence:
+    """Read all evidence. Raises BusError."""
+    evidence = Evidence(checkpoint=newest_checkpoint(run_dir / "checkpoints", problems))
+    evidence.policy = await _read(bus, "policy", problems)
+    for sequence, event in await _read(bus, "outcomes", problems):
+        if isinstance(event, Outcome):
+            evidence.outcomes.append((sequence, event))
+        else:
+            problems.add("foreign_fact", f"message {sequence} of OUTCOMES is a {type(event).__name__}")
+    evidence.plan = await _read(bus, "plan", problems)
+    evidence.rules = _rules(evidence.plan, problems)
+    evidence.n_refused = (await bus.stream_info("dead")).n_messages
+    return evidence
+
+
+async def _read(bus: Bus, stream: str, problems: Problems) -> list[tuple[int, Event]]:
+    facts: list[tuple[int, Event]] = []
+    async with aclosing(bus.read(stream, follow=False)) as reader:
+        async for stored in reader:
+            if stored.event is None:
+                problems.add("undecodable", f"message {stored.sequence} of {stream.upper()}: {stored.malformed}")
+            else:
+                facts.append((stored.sequence, stored.event))
+    if facts and facts[0][0] > 1:
+        problems.add("purged", f"{stream.upper()} begins at {facts[0][0]}: what lay before cannot be audited")
+    return facts
+
+
+def _rules(plan: list[tuple[int, Event]], problems: Problems) -> Rules | None:
+    started = [event for _, event in plan if isinstance(event, RunStarted)]
+    problems.unless(len(started) == 1, "run_started", f"{len(started)} facts say that the run started")
+    if not started:
+        return None
+    try:
+        return msgspec.json.decode(started[0].config, type=_Config).run
+    except msgspec.DecodeError as error:
+        problems.add("run_started", f"the run's configuration cannot be read: {error}")
+        return None
+
+
+def newest_checkpoint(root: Path, problems: Problems) -> tuple[str, Checkpoint] | None:
+    """Name and manifest of the committed checkpoint with the greatest (lineage, step), its files verified."""
+    found: list[tuple[tuple[int, int], str, Checkpoint]] = []
+    for path in root.glob(f"[!.]*/{MANIFEST}"):
+        try:
+            checkpoint = msgspec.json.decode(path.read_bytes(), type=Checkpoint)
+        except FileNotFoundError:
+            continue
+        except (OSError, msgspec.DecodeError) as error:
+            problems.add("checkpoint_unreadable", f"{path}: {error}")
+            continue
+        found.append(((checkpoint.lineage, checkpoint.step), path.parent.name, checkpoint))
+    if not found:
+        return None
+    _, name, newest = max(found, key=lambda each: each[0])
+    for file, entry in newest.files.items():
+        problems.unless(_is_intact(root / name / file, entry), "checkpoint_corrupt", f"{name}/{file} is not as its manifest says")
+    return name, newest
+
+
+def _is_intact(path: Path, entry: _File) -> bool:
+    digest = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+            return file.tell() == entry.size_bytes and digest.hexdigest() == entry.hash
+    except OSError:
+        return False
