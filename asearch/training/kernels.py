@@ -5,6 +5,7 @@ that costs as much as the matrix products.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -35,11 +36,14 @@ def rotate(x_TW: Tensor, cos_TW: Tensor, sin_TW: Tensor, head_dim: int) -> Tenso
 
 
 def rotary_tables(length: int, n_heads: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `rotate` at positions 0 .. length - 1, each (length, n_heads · head_dim) float32."""
+    """Tables for `rotate` at positions 0 .. length - 1, each (length, n_heads · head_dim) float32.
+
+    The sines of a head's first half are negative, so that `rotate` need not negate what it swaps.
+    """
     frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
-    angles = torch.cat((angles, angles), 1).repeat(1, n_heads)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), 1).repeat(1, n_heads), torch.cat((-sin, sin), 1).repeat(1, n_heads)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -98,43 +102,28 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.save_for_backward(cos, sin)
         ctx.head_dim = head_dim
-        turn = _half_turn(head_dim, x)
-        out = torch.empty_like(x)
-        for rows, table in _sequences(x, cos):
-            block = x[rows]
-            turned = (block.reshape(-1, head_dim) @ turn).view_as(block)
-            torch.mul(block, cos[table], out=out[rows]).addcmul_(turned, sin[table])
-        return out
+        batch = x.view(-1, *cos.shape)
+        return torch.mul(batch, cos).addcmul_(_halves_swapped(batch, head_dim), sin).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         cos, sin = cast("tuple[Tensor, Tensor]", ctx.saved_tensors)
-        back = _half_turn(ctx.head_dim, grad_out).t()
-        grad = torch.empty_like(grad_out)
-        for rows, table in _sequences(grad_out, cos):
-            block = grad_out[rows]
-            turned = ((block * sin[table]).view(-1, ctx.head_dim) @ back).view_as(block)
-            torch.addcmul(turned, block, cos[table], out=grad[rows])
-        return grad, None, None, None
+        batch = grad_out.reshape(-1, *cos.shape)
+        turned_back = _halves_swapped(batch * sin, ctx.head_dim)
+        return torch.addcmul(turned_back, batch, cos).view_as(grad_out), None, None, None
 
 
-def _half_turn(head_dim: int, like: Tensor) -> Tensor:
-    # (a, b) -> (-b, a) as a product: one pass, and exact, since every sum has one term that is not 0.
-    half = head_dim // 2
-    turn = like.new_zeros(head_dim, head_dim)
-    steps = torch.arange(half)
-    turn[steps + half, steps] = -1.0
-    turn[steps, steps + half] = 1.0
-    return turn
+def _halves_swapped(x: Tensor, head_dim: int) -> Tensor:
+    # Whole halves are copied as rows: four times as fast as a flip, whose inner loop is as short as a half.
+    halves = x.view(-1, head_dim // 2)
+    return halves.index_select(0, _swapped(halves.shape[0])).view_as(x)
+
+
+@lru_cache(maxsize=64)
+def _swapped(n: int) -> Tensor:
+    return torch.arange(n).view(-1, 2).flip(1).reshape(-1)
 
 
 def _blocks(n_rows: int, width: int) -> Iterator[slice]:
     step = max(BLOCK_ELEMENTS // width, 1)
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
-
-
-def _sequences(x: Tensor, table: Tensor) -> Iterator[tuple[slice, slice]]:
-    length = table.shape[0]
-    for start in range(0, x.shape[0], length):
-        for part in _blocks(length, x.shape[1]):
-            yield slice(start + part.start, start + part.stop), part

@@ -295,7 +295,7 @@ def test_kernels_match_torch() -> None:
 
     def turned(value: Tensor) -> Tensor:
         a, b = value.view(-1, 6, 2, 8).unbind(2)
-        return value * cos.repeat(3, 1) + torch.stack((-b, a), 2).view_as(value) * sin.repeat(3, 1)
+        return value * cos.repeat(3, 1) + torch.stack((b, a), 2).view_as(value) * sin.repeat(3, 1)
 
     pairs = [
         (kernels.swiglu(x), silu(x[:, :48]) * x[:, 48:]),
