@@ -5,28 +5,31 @@ from typing import cast
 
 from actors.cli.marks import clock, histogram, identity_lines, number, percent
 from actors.runtime.following import Vitals
-from asearch.evaluation.accounting import Ends
+from asearch.evaluation.accounting import TRAIN, Ends
 from asearch.evaluation.report import RunReport
 
 EVALUATED = ("before", "after")
 
 
 def phase_of(report: RunReport) -> str:
-    """What a run is doing, from its facts."""
+    """What a run is doing, from its facts: `starting`, `evaluation before`, `training`, `evaluation after` or `ended`."""
     if report.ended is not None:
-        return f"ended ({report.ended.reason})"
-    for label, ends in report.accounts.labels.items():
-        if ends.open:
-            return f"evaluation {label} training: {ends.requested - len(ends.open)} questions done"
-    if report.journal.version is None:
-        return "starting: waits for the trainer's first version"
-    return "training" if report.n_groups["train"] else "ready"
+        return "ended"
+    newest = report.newest_group
+    if newest is None:
+        return "starting"
+    return "training" if newest.purpose == TRAIN else f"evaluation {newest.label}".rstrip()
 
 
 def progress_of(report: RunReport) -> str:
-    """`step 12/40`."""
+    """How far it has come: `step 12/40`, in an evaluation also `120 questions done`, at the end also why it ended."""
     planned = f"/{report.planned_steps}" if report.planned_steps else ""
-    return f"step {len(report.journal.steps)}{planned}"
+    text = f"step {len(report.journal.steps)}{planned}"
+    if report.ended is not None:
+        return f"{text}, {report.ended.reason}"
+    newest = report.newest_group
+    ends = report.accounts.labels.get(newest.label) if newest is not None and newest.purpose != TRAIN else None
+    return f"{text}, {ends.requested - len(ends.open)} questions done" if ends else text
 
 
 def plain_line(report: RunReport, vitals: Vitals, elapsed_s: float) -> str:

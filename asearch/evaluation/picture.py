@@ -26,20 +26,25 @@ def draw(report: "RunReport", path: Path) -> None:
     started = report.started
     figure.suptitle(f"{started.run}: recipe {started.recipe}, seed {started.seed}" if started else "run")
     _line(axes[0][0], points, "reward", "mean reward of training episodes", BLUE)
+    axes[0][0].set_ylabel("reward")
     _accuracy(axes[0][1], report, points)
-    _line(axes[0][2], points, "searches_per_episode", "tool calls per training episode", BLUE, label="searches")
+    _line(axes[0][2], points, "searches_per_episode", "tool calls of training episodes", BLUE, label="searches")
+    axes[0][2].set_ylabel("calls per episode")
     _line(axes[0][2], points, "reads_per_episode", "", ORANGE, label="pages read")
     axes[0][2].legend(frameon=False)
     _staleness(axes[1][0], report)
-    _line(axes[1][1], points, "staleness_mean", "staleness of trained tokens (steps)", BLUE, label="mean")
+    _line(axes[1][1], points, "staleness_mean", "staleness of trained tokens", BLUE, label="mean")
+    axes[1][1].set_ylabel("policy steps")
     _line(axes[1][1], points, "staleness_max", "", ORANGE, label="max")
-    axes[1][1].axhline(report.eta, color=GREY, linestyle=":", label=f"bound η = {report.eta}")
+    if report.rule != "keep":
+        axes[1][1].axhline(report.eta, color=GREY, linestyle=":", label=f"bound η = {report.eta}")
     axes[1][1].legend(frameon=False)
     _idle(axes[1][2], report, points)
     for row in axes:
         for axis in row:
             axis.spines[["top", "right"]].set_visible(False)
-            axis.set_ylim(bottom=0 if axis.get_ylim()[0] > -1e-9 else None)
+            axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]) if axis is axes[0][0] else 0.0)
+            axis.xaxis.get_major_locator().set_params(integer=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DOTS_PER_INCH)
 
@@ -64,12 +69,13 @@ def _accuracy(axis: Any, report: "RunReport", points: list[dict[str, object]]) -
         text = f"held out, greedy, {label}: {accuracy:.2f}"
         axis.errorbar([at], [accuracy], yerr=error, fmt="o", color=colour, capsize=4, label=text)
     axis.set_ylim(0, 1.05)
+    axis.set_ylabel("accuracy")
     axis.legend(frameon=False, fontsize=8)
 
 
 def _staleness(axis: Any, report: "RunReport") -> None:
     histogram = report.journal.staleness()
-    axis.bar([str(age) for age in sorted(histogram)], [histogram[age] for age in sorted(histogram)], color=BLUE)
+    axis.bar(sorted(histogram), [histogram[age] for age in sorted(histogram)], color=BLUE)
     axis.set_title("trained tokens by staleness", fontsize=10)
     axis.set_xlabel("staleness (policy steps)")
     axis.set_ylabel("tokens")
@@ -85,4 +91,5 @@ def _idle(axis: Any, report: "RunReport", points: list[dict[str, object]]) -> No
     axis.set_title("trainer's time" + ("" if fraction is None else f": idle {fraction:.0%}"), fontsize=10)
     axis.set_xlabel("policy step")
     axis.set_ylabel("seconds")
+    axis.margins(y=0.35)
     axis.legend(frameon=False, fontsize=8)

@@ -49,6 +49,7 @@ class RunReport:
         self.planned_steps = 0
         self.n_groups: Counter[str] = Counter()
         self.n_refills = 0
+        self.newest_group: GroupAdmitted | None = None
         self.folded: dict[str, int] = dict.fromkeys(STREAMS, 0)
         """The last sequence folded, by stream."""
 
@@ -65,6 +66,7 @@ class RunReport:
             case GroupAdmitted():
                 self.n_groups[event.purpose] += 1
                 self.n_refills += event.refill > 0
+                self.newest_group = event
             case RunStarted():
                 self._begin(event)
             case RunEnded():

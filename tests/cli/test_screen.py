@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from actors.cli.marks import clock, histogram, identity_lines, percent, seconds, sparkline
-from actors.cli.plain import phase_of
+from actors.cli.plain import phase_of, progress_of
 from actors.cli.screen import Frame, LiveScreen, final_summary
 from tests.cli.frames import NOW_NS, busy_frame, folded
 from tests.evaluation.stories import Story, two_steps
@@ -87,21 +87,22 @@ def test_plain_lines_come_at_each_step_and_each_phase() -> None:
         screen.show(frame)
         screen.show(frame)
     lines = buffer.getvalue().splitlines()
-    assert [line.split()[1] for line in lines] == ["warm", "broker", "ended"]
+    assert [line.split()[1] for line in lines] == ["warm", "broker", "ended,"]
     assert "identities ok" in lines[2] and "engine 1,000 tokens/s" in lines[2]
 
 
 def test_phases_follow_from_the_facts() -> None:
     story = Story()
-    assert phase_of(folded(story)).startswith("starting")
+    assert phase_of(folded(story)) == "starting"
     story.start()
     story.admit("e-before-0", 0, members=1, purpose="eval", label="before")
-    assert phase_of(folded(story)) == "evaluation before training: 0 questions done"
+    assert (phase_of(folded(story)), progress_of(folded(story))) == ("evaluation before", "step 0/2, 0 questions done")
     story.grade("e-before-0-0", 1.0)
+    assert progress_of(folded(story)) == "step 0/2, 1 questions done"
     story.admit("t-0-0", 0)
-    assert phase_of(folded(story)) == "training"
+    assert (phase_of(folded(story)), progress_of(folded(story))) == ("training", "step 0/2")
     story.end("stopped")
-    assert phase_of(folded(story)) == "ended (stopped)"
+    assert (phase_of(folded(story)), progress_of(folded(story))) == ("ended", "step 0/2, stopped")
 
 
 def test_the_summary_has_every_reason() -> None:
