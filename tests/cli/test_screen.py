@@ -119,3 +119,14 @@ def test_marks() -> None:
     assert histogram({0: 1, 1: 1, 2: 1, 3: 1}, cells=4, most=2) == "0 ▆ 25 %  1+ ▆▆▆ 75 %"
     assert (percent(None), percent(0.256), seconds(3.21), seconds(75), seconds(600)) == ("-", "26 %", "3.2 s", "75 s", "10 min")
     assert (clock(5), clock(65), clock(3725)) == ("0:05", "1:05", "1:02:05")
+
+
+def test_a_terminal_is_drawn_in_place() -> None:
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=80, height=24, force_terminal=True)
+    with LiveScreen(console) as screen:
+        screen.show(Frame(run="toy-1", now_ns=NOW_NS, elapsed_s=1.0, phase="warm start"))
+        screen.show(busy_frame())
+    text = buffer.getvalue()
+    assert "warm start" in text and "scheduler-0" in text
+    assert "\x1b[1A" in text or "\x1b[2K" in text, "the second frame replaces the first"
