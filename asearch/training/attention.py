@@ -102,11 +102,13 @@ class PackedAttention(MegatronModule):
 
     def _rotated(self, x_PW: Tensor, length: int) -> Tensor:
         head_dim = cast("int", self.config.kv_channels)
-        tables = _tables(length, x_PW.shape[1] // head_dim, head_dim, self.rope_theta, x_PW.dtype)
-        return rotate(x_PW, *tables, head_dim)
+        # Lengths differ from batch to batch; the tables of a shorter one are the beginning of those of a longer one.
+        rounded = 1 << (length - 1).bit_length()
+        cos, sin = _tables(rounded, x_PW.shape[1] // head_dim, head_dim, self.rope_theta, x_PW.dtype)
+        return rotate(x_PW, cos[:length], sin[:length], head_dim)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _tables(length: int, n_heads: int, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     cos, sin = rotary_tables(length, n_heads, head_dim, theta)
     return cos.to(dtype), sin.to(dtype)

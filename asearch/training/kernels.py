@@ -116,10 +116,11 @@ class _Rotate(torch.autograd.Function):
 def _halves_swapped(x: Tensor, head_dim: int) -> Tensor:
     # Whole halves are copied as rows: four times as fast as a flip, whose inner loop is as short as a half.
     halves = x.view(-1, head_dim // 2)
-    return halves.index_select(0, _swapped(halves.shape[0])).view_as(x)
+    n = halves.shape[0]
+    return halves.index_select(0, _swapped(1 << (n - 1).bit_length())[:n]).view_as(x)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _swapped(n: int) -> Tensor:
     return torch.arange(n).view(-1, 2).flip(1).reshape(-1)
 
