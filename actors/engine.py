@@ -2,10 +2,9 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import cast
 
 import aiohttp
 
@@ -199,10 +198,7 @@ class Engine(Actor):
         }
         ids = unpack_ids(command.prompt.data)
         timeout_s = command.max_wait_ns / 1e9
-        chunks = cast(
-            "AsyncGenerator[GeneratedChunk]",
-            self._client.generate(ids, parameters, rid=command.request, timeout_s=timeout_s),
-        )
+        chunks = self._client.generate(ids, parameters, rid=command.request, timeout_s=timeout_s)
         async with aclosing(chunks):
             async for chunk in chunks:
                 await self._send(command, chunk, int((self.platform.monotonic() - begun_s) * 1e9))

@@ -13,11 +13,21 @@ from actors.cli.screen import Frame, LiveScreen
 from actors.runtime.following import View, follow
 from actors.runtime.local_run import LocalRun
 from asearch.errors import AsearchError, ConfigError
+from asearch.evaluation.report import RunReport
 from schemas.events import RunEnded
 
 REFRESH_S = 0.5
-STOP_S = 40.0
 RESULT, PICTURE = "result.json", "curves.png"
+
+
+def _phase(report: RunReport) -> str:
+    """The name under which the time of this moment is counted."""
+    if report.ended is not None:
+        return "stop"
+    for label, ends in report.accounts.labels.items():
+        if ends.open:
+            return f"eval_{label}"
+    return "start" if report.journal.version is None else "train"
 
 
 class RunFailedError(AsearchError):
@@ -44,10 +54,9 @@ class Session:
 
     async def run(self) -> int:
         """The whole run; the exit status."""
-        async with self.local.started() as bus:
-            async with follow(bus) as view:
-                ended = await self._live(view)
-                await view.catch_up(bus)
+        async with self.local.started() as bus, follow(bus) as view:
+            ended = await self._live(view)
+            await view.catch_up(bus)
         self._report(view, ended)
         if ended is not None and ended.reason not in ("completed", "stopped"):
             raise RunFailedError(f"{ended.reason}: {ended.message}")
@@ -64,10 +73,9 @@ class Session:
             interrupted = tasks.create_task(self._until_interrupted(), name="interrupted")
             await asyncio.wait({ended, interrupted}, return_when=asyncio.FIRST_COMPLETED)
             interrupted.cancel()
-            with self.local.phases.phase("stop"):
-                actors.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await actors
+            actors.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await actors
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await asyncio.shield(ended)
@@ -83,13 +91,13 @@ class Session:
         last_s = platform.monotonic()
         with LiveScreen() as screen:
             while True:
-                phase = phase_of(view.report)
+                phase = _phase(view.report)
                 screen.show(
                     Frame(
                         run=self.local.run,
                         now_ns=platform.now_ns(),
                         elapsed_s=platform.monotonic() - self._begun_s,
-                        phase=phase,
+                        phase=phase_of(view.report),
                         report=view.report,
                         vitals=view.vitals,
                         queues=view.queues,

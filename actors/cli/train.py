@@ -10,10 +10,10 @@ import click
 import msgspec
 import uvloop
 
+from actors.cli.session import Session
 from actors.runtime.local_run import LocalRun
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import check_name
-from actors.cli.session import Session
 from actors.runtime.workspace import Workspace
 from asearch.configuration.loading import load_settings
 from asearch.configuration.settings import Settings
@@ -74,9 +74,7 @@ def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, 
         return runner.run(_run(workspace, name, settings, platform, port, as_json=as_json))
 
 
-async def _run(
-    workspace: Workspace, name: str, settings: Settings, platform: SystemPlatform, port: int, *, as_json: bool
-) -> int:
+async def _run(workspace: Workspace, name: str, settings: Settings, platform: SystemPlatform, port: int, *, as_json: bool) -> int:
     session = Session(LocalRun(workspace, name, settings, platform, _say, port), as_json=as_json)
     task = asyncio.create_task(session.run(), name="session")
     loop = asyncio.get_running_loop()

@@ -33,7 +33,9 @@ def up(recipe: str, run: str | None, root: Path, seed: int | None, overrides: tu
     live = [content for content in workspace.live_runs() if run in (None, content.run)]
     if live:
         content = live[-1]
-        click.echo(f"run '{content.run}' is live already: attached to it (Ctrl-C leaves it running; `asearch down` stops it)", err=True)
+        click.echo(
+            f"run '{content.run}' is live already: attached to it (Ctrl-C leaves it running; `asearch down` stops it)", err=True
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(KeyboardInterrupt):
             runner.run(_attach(content, workspace.run_dir(content.run)))
         return

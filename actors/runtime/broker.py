@@ -102,9 +102,7 @@ class Broker:
             await self.process.wait()
 
 
-async def start_broker(
-    folder: Path, platform: Platform, *, port: int = 0, timeout_s: float = READY_TIMEOUT_S
-) -> Broker:
+async def start_broker(folder: Path, platform: Platform, *, port: int = 0, timeout_s: float = READY_TIMEOUT_S) -> Broker:
     """Start a server that keeps its data under `folder`; port 0 picks a free one.
 
     Raises BusError if the port is taken, the program has another version, or it is not ready in time.
@@ -112,9 +110,7 @@ async def start_broker(
     program = server_path()
     await _check_version(program, folder, platform)
     if port and _is_taken(port):
-        raise BusError(
-            f"port {port} on {HOST} is taken: stop what listens there, or choose another port for the broker"
-        )
+        raise BusError(f"port {port} on {HOST} is taken: stop what listens there, or choose another port for the broker")
     port = port or free_port()
     config, log_path = _write_configuration(folder, port)
     process = await platform.spawn([str(program), "-c", str(config)], log_path=log_path)

@@ -31,9 +31,7 @@ BLOB_BATCH = 16
 """Readers of chunks hold at most this many of up to 1 MiB each."""
 
 
-async def connect(
-    url: str, run: str, actor: str, platform: Platform, *, timeout_s: float = CONNECT_TIMEOUT_S
-) -> "JetStreamBus":
+async def connect(url: str, run: str, actor: str, platform: Platform, *, timeout_s: float = CONNECT_TIMEOUT_S) -> "JetStreamBus":
     """Connect an actor to a run on the broker at `url`. Raises BusError if the broker cannot be reached in time."""
     if not topology.is_key(run):
         raise BusError(f"{run!r} cannot name a run: use letters, digits, '-' and '_'")
@@ -211,9 +209,7 @@ class JetStreamBus(Bus):
 
         def on_packet(packet: Packet) -> None:
             traced = packet.header is not None and b"traceparent" in packet.header
-            subscription.offer(
-                (packet.subject, packet.reply, packet.data, packet.field(b"traceparent") if traced else None)
-            )
+            subscription.offer((packet.subject, packet.reply, packet.data, packet.field(b"traceparent") if traced else None))
 
         inlet = await self._wire.listen(subject, on_packet)
         subscription = CoreSubscription(subject, handler, self._wire.send, close=inlet.close, count=self._count)

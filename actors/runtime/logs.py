@@ -8,7 +8,9 @@ import structlog
 
 def configure_logs(level: int = logging.INFO) -> None:
     """Send structlog and the standard library's loggers to stderr as JSON lines."""
-    logging.basicConfig(level=level, stream=sys.stderr, format='{"level": "%(levelname)s", "logger": "%(name)s", "event": "%(message)s"}')
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format='{"level": "%(levelname)s", "logger": "%(name)s", "event": "%(message)s"}'
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -177,9 +177,7 @@ class MemoryBus(Bus):
                 raise
             return there.sequence
         if known and expected is not None:
-            raise ConflictError(
-                f"the id {record.message_id!r} is already used in stream {target.stream}, at {sequence}"
-            )
+            raise ConflictError(f"the id {record.message_id!r} is already used in stream {target.stream}, at {sequence}")
         return sequence
 
     async def read(

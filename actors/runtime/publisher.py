@@ -85,9 +85,7 @@ class Publisher:
         if self._closed:
             raise BusError(f"cannot append to {subject}: the connection is closed")
         deadline = self._platform.monotonic() + timeout_s
-        while len(self._entries) >= MAX_IN_FLIGHT or (
-            self._entries and self._n_bytes + len(data) > MAX_IN_FLIGHT_BYTES
-        ):
+        while len(self._entries) >= MAX_IN_FLIGHT or (self._entries and self._n_bytes + len(data) > MAX_IN_FLIGHT_BYTES):
             await self._wait_for_room()
         self._n_tokens += 1
         token = str(self._n_tokens)
@@ -164,9 +162,7 @@ class Publisher:
                     continue
                 if now >= entry.deadline:
                     trouble = entry.last_trouble or "the broker did not acknowledge it"
-                    message = (
-                        f"an append to {entry.subject} is not known to be stored after {entry.n_tries} tries: {trouble}"
-                    )
+                    message = f"an append to {entry.subject} is not known to be stored after {entry.n_tries} tries: {trouble}"
                     entry.future.set_exception(BusError(message))
                 elif now >= entry.retry_at and self._wire.connected.is_set():
                     self.n_retries += 1
@@ -190,7 +186,5 @@ def _refusal(subject: str, error: _ApiError) -> BusError:
     if error.err_code in WRONG_LAST_SEQUENCE:
         return ConflictError(f"somebody else has appended before {subject}: {error.description}")
     if error.err_code in FULL:
-        return StreamFullError(
-            f"the stream of {subject} takes no more: {error.description}; purge it or raise its bound"
-        )
+        return StreamFullError(f"the stream of {subject} takes no more: {error.description}; purge it or raise its bound")
     return BusError(f"the broker refused {subject}: {error.description} ({error.code}/{error.err_code})")

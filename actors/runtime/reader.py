@@ -133,9 +133,7 @@ class Reader:
         if self._position_ns:
             there = await self._api.at(self._stream, self._position)
             if there is not None and there.at_ns != self._position_ns:
-                raise StreamRewoundError(
-                    f"message {self._position} of stream {self._stream} is not the one that was read"
-                )
+                raise StreamRewoundError(f"message {self._position} of stream {self._stream} is not the one that was read")
 
     def _on_message(self, packet: Packet) -> None:
         self._is_idle = False

@@ -31,7 +31,9 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
 def check_name(run: str) -> str:
     """The name, if a run can have it. Raises ConfigError."""
     if not _NAME.match(run):
-        raise ConfigError(f"{run!r} cannot name a run: use up to 41 letters, digits, '-' and '_', beginning with a letter or digit")
+        raise ConfigError(
+            f"{run!r} cannot name a run: use up to 41 letters, digits, '-' and '_', beginning with a letter or digit"
+        )
     return run
 
 

@@ -148,9 +148,7 @@ class Wire:
         except (TimeoutError, OSError, NatsError) as error:
             await self.close()
             reason = f"{type(error).__name__} {error}".strip()
-            raise BusError(
-                f"no NATS server at {self.url} within {timeout_s:g} s ({reason}): is the broker up?"
-            ) from error
+            raise BusError(f"no NATS server at {self.url} within {timeout_s:g} s ({reason}): is the broker up?") from error
 
     async def _connect(self) -> None:
         while True:

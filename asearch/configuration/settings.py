@@ -68,7 +68,9 @@ class ModelSettings(Table, frozen=True, kw_only=True):
     hidden: int = 64
     heads: int = 4
     kv_heads: int = 4
-    ffn: int = 192
+    head_dim: int = 32
+    ffn: int = 128
+    rope_theta: float = 1000.0
     vocabulary: int = 4096
     """Upper bound; the vocabulary holds bytes and the words of corpus and questions."""
 
@@ -82,6 +84,10 @@ class WarmstartSettings(Table, frozen=True, kw_only=True):
     """Distinct scripted episodes; steps go through them again and again."""
     stop_early: float = 0.8
     """How often a demonstration answers although its chain is incomplete: what reinforcement learning has to unlearn."""
+    p_stop: float = 0.4
+    """Share of demonstrations that do answer early; of the other decisions only so many are trained as make `stop_early`."""
+    cache: bool = True
+    """Whether a warm start that an earlier run made from the same settings and inputs is taken."""
     trainer: TrainerSettings = TrainerSettings(objective="sft")
 
 

@@ -1,0 +1,136 @@
+"""The policy's warm start, planned: which model, which tokenizer, which demonstrations, and whether it is there already.
+
+A finished warm start is kept in the user's cache under a hash of everything it depends on.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from asearch.configuration.settings import ModelSettings, Settings
+from asearch.corpus.passages import read_passages
+from asearch.data.demonstrations import DemonstrationSpec, demonstrations, vocabulary_texts
+from asearch.data.foreign import format_demonstrations
+from asearch.data.inputs import Inputs, world_spec
+from asearch.data.tasks import load_tasks
+from asearch.models.config import ModelConfig
+from asearch.models.tokenizer import Tokenizer
+from asearch.models.tokenizer_builder import build_tokenizer
+from schemas.records import Segment
+
+FORMAT = 1
+"""Part of the cache's key: grows when the same settings would give another model."""
+
+
+@dataclass(frozen=True)
+class WarmupPlan:
+    """What has to be done. `ready` is the folder of a model that needs nothing; `origin` says where it comes from."""
+
+    settings: Settings
+    inputs: Inputs
+    fresh_dir: Path
+    target_dir: Path
+    ready: Path | None
+    origin: str
+
+    def batches(self) -> Iterator[list[Segment]]:
+        """Demonstrations without end, about `warmstart.tokens_per_step` tokens a batch."""
+        settings, warm = self.settings, self.settings.warmstart
+        tokenizer = Tokenizer.load(self.fresh_dir)
+        spec = DemonstrationSpec(n_demonstrations=warm.demonstrations, stop_early=warm.stop_early, p_stop=warm.p_stop)
+        world = self.inputs.world or world_spec(settings)
+        own = demonstrations(world, settings.agent, tokenizer, spec, settings.seed, warm.tokens_per_step)
+        if self.inputs.world is not None:
+            return own
+        foreign = format_demonstrations(
+            self.inputs.corpus, self.inputs.train_tasks, settings.agent, tokenizer, settings.seed, warm.tokens_per_step
+        )
+        return _alternating(own, foreign)
+
+    def finish(self) -> Path:
+        """Put the trained model into the cache; the folder to use."""
+        final = cache_dir(self.settings, self.inputs)
+        if not final.exists():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            aside = final.with_name(f".{final.name}.{os.getpid()}.part")
+            shutil.copytree(self.target_dir, aside, dirs_exist_ok=True)
+            try:
+                aside.rename(final)
+            except OSError:
+                shutil.rmtree(aside)
+        return self.target_dir
+
+
+def plan_warmup(settings: Settings, inputs: Inputs, folder: Path) -> WarmupPlan:
+    """Find out what a warm start has to do, and write the fresh model where one is needed.
+
+    Raises InputError for a model folder that is missing or of an architecture that is not supported.
+    """
+    if settings.model.path is not None:
+        path = Path(settings.model.path)
+        ModelConfig.load(path)
+        Tokenizer.load(path)
+        return WarmupPlan(settings, inputs, path, path, path, "given")
+    kept = cache_dir(settings, inputs)
+    if kept.is_dir() and settings.warmstart.cache:
+        return WarmupPlan(settings, inputs, kept, kept, kept, "warm start of an earlier run with the same settings and inputs")
+    fresh, target = folder / "fresh", folder / "warm"
+    _write_fresh(settings, inputs, fresh)
+    if settings.warmstart.steps == 0:
+        return WarmupPlan(settings, inputs, fresh, target, fresh, "random weights: warmstart.steps is 0")
+    return WarmupPlan(settings, inputs, fresh, target, None, "")
+
+
+def cache_dir(settings: Settings, inputs: Inputs) -> Path:
+    """Where the warm start of these settings and inputs is kept: `$ASEARCH_CACHE`, else `~/.cache/asearch`."""
+    root = Path(os.environ.get("ASEARCH_CACHE") or Path.home() / ".cache" / "asearch")
+    digest = hashlib.sha256()
+    parts = (settings.seed, settings.world, settings.model, settings.warmstart, settings.agent, FORMAT)
+    digest.update(msgspec.json.encode(parts, order="deterministic"))
+    for path in (inputs.corpus, inputs.train_tasks):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return root / "warmstart" / digest.hexdigest()[:32]
+
+
+def _write_fresh(settings: Settings, inputs: Inputs, folder: Path) -> None:
+    # torch is imported here alone, so that planning a run with a given model stays light.
+    from asearch.models.initialise import initialise, small_config
+
+    model: ModelSettings = settings.model
+    world = inputs.world or world_spec(settings)
+    texts = vocabulary_texts(world, settings.agent)
+    if inputs.world is None:
+        tokenizer = build_tokenizer(_foreign_texts(inputs), model.vocabulary, keep=texts)
+    else:
+        tokenizer = build_tokenizer(texts, model.vocabulary)
+    config = small_config(
+        tokenizer,
+        n_layers=model.layers,
+        hidden_size=model.hidden,
+        n_heads=model.heads,
+        n_kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        intermediate_size=model.ffn,
+        max_positions=max(2048, settings.agent.max_context_tokens or 0),
+        rope_theta=model.rope_theta,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    initialise(folder, tokenizer, config, settings.seed)
+
+
+def _foreign_texts(inputs: Inputs) -> Iterator[str]:
+    for passage in read_passages(inputs.corpus):
+        yield f" {passage.url} {passage.title} {passage.contents}"
+    for task in load_tasks(inputs.train_tasks):
+        yield f"Question: {task.question}\n {' '.join(task.answers)}"
+
+
+def _alternating(first: Iterator[list[Segment]], second: Iterator[list[Segment]]) -> Iterator[list[Segment]]:
+    while True:
+        yield next(first)
+        yield next(second)
