@@ -6,26 +6,23 @@ to read and to copy, never the facts of the world that it is tested in.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import count
+from functools import lru_cache
 
-from asearch.agents.episode import Agent, EpisodeStart, EpisodeState, GenerateRequest, Tokenizer, ToolCall
+from asearch.agents.episode import EpisodeStart, EpisodeState, GenerateRequest, Tokenizer, ToolCall
 from asearch.agents.registry import make_agent
 from asearch.agents.scripted import run_episode
 from asearch.agents.segments import segments
 from asearch.agents.settings import AgentSettings
 from asearch.corpus.index import BM25Index
 from asearch.corpus.passages import Passage
-from asearch.data.masking import trained_positions, without_tokens
+from asearch.data.masking import without_generated
 from asearch.data.worlds.expert import Expert, Seen
 from asearch.data.worlds.lexicon import WORDS
 from asearch.data.worlds.questions import word_question
 from asearch.data.worlds.world import MAX_HOPS, World, WorldSpec
 from schemas.records import Document, Segment, ToolResult
-
-DECISION = " <search>"
-"""The text with which a generation goes on where it could have answered."""
 
 
 @dataclass(frozen=True)
@@ -121,61 +118,44 @@ def _fresh(
     world: WorldSpec, settings: AgentSettings, tokenizer: Tokenizer, spec: DemonstrationSpec, rng: random.Random
 ) -> Iterator[list[Segment]]:
     agent = make_agent(settings, tokenizer)
-    decision = tokenizer.encode(DECISION)
     per_draw = -(-spec.n_demonstrations // spec.n_draws)
-    numbers = count()
-    for draw in range(spec.n_draws):
-        drawn = World(replace(world, facts_seed=draw))
-        tools = LocalTools(drawn, settings.topk)
-        for _ in range(per_draw):
-            number = next(numbers)
-            if number >= spec.n_demonstrations:
-                return
-            episode = _demonstrate(drawn, tools, agent, tokenizer, spec.p_stop, f"demo-{number}", settings, rng)
-            yield _mask_decisions(episode, decision, spec.trained_share, rng)
+    for number in range(spec.n_demonstrations):
+        drawn, tools = _draw(replace(world, facts_seed=number // per_draw), settings.topk)
+        chain = drawn.random_chain(rng, rng.randint(1, MAX_HOPS))
+        start = EpisodeStart(episode=f"demo-{number}", question=word_question(rng, chain), settings=settings)
+        demonstrator = _Demonstrator(Expert(chain, spec.p_stop, rng), tools, tokenizer)
+        state = run_episode(start, tokenizer, demonstrator.generate, demonstrator.call, agent=agent)
+        untrained = [span for span in demonstrator.decisions if rng.random() >= spec.trained_share]
+        yield without_generated(segments(state), [n for span in untrained for n in span])
 
 
-def _demonstrate(
-    world: World,
-    tools: LocalTools,
-    agent: Agent,
-    tokenizer: Tokenizer,
-    p_stop: float,
-    name: str,
-    settings: AgentSettings,
-    rng: random.Random,
-) -> list[Segment]:
-    chain = world.random_chain(rng, rng.randint(1, MAX_HOPS))
-    expert = Expert(chain, p_stop, rng)
-    seen: list[Seen] = []
+@lru_cache(maxsize=1)
+def _draw(world: WorldSpec, topk: int) -> tuple[World, LocalTools]:
+    drawn = World(world)
+    return drawn, LocalTools(drawn, topk)
 
-    def policy(request: GenerateRequest, state: EpisodeState) -> str:
-        return expert.read(seen) if request.kind == "read" else expert.act(seen, thought=_thinking(state))
 
-    def observed(call: ToolCall) -> ToolResult:
-        result = tools(call)
+class _Demonstrator:
+    """An expert and its tools as an episode calls them. `decisions` are the generated tokens, by number, that go on."""
+
+    def __init__(self, expert: Expert, tools: LocalTools, tokenizer: Tokenizer) -> None:
+        self.decisions: list[range] = []
+        self._expert, self._tools, self._tokenizer = expert, tools, tokenizer
+        self._seen: list[Seen] = []
+        self._n_generated = 0
+
+    def generate(self, request: GenerateRequest, state: EpisodeState) -> str:
+        tip = state.memory if state.call is None else state.call.tip
+        thought = state.pieces[tip].thinking
+        written = self._expert.read(self._seen) if request.kind == "read" else self._expert.act(self._seen, thought=thought)
+        if written.decision is not None:
+            start, end = (len(self._tokenizer.encode(written.text[:char])) for char in written.decision)
+            self.decisions.append(range(self._n_generated + start, self._n_generated + end))
+        self._n_generated += len(self._tokenizer.encode(written.text))
+        return written.text
+
+    def call(self, call: ToolCall) -> ToolResult:
+        result = self._tools(call)
         text = "\n".join(document.text for document in result.documents)
-        seen.append(Seen("search" if call.tool == "search" else "page", text))
+        self._seen.append(Seen("search" if call.tool == "search" else "page", text))
         return result
-
-    start = EpisodeStart(episode=name, question=word_question(rng, chain), settings=settings)
-    return segments(run_episode(start, tokenizer, policy, observed, agent=agent))
-
-
-def _thinking(state: EpisodeState) -> bool:
-    tip = state.memory if state.call is None else state.call.tip
-    return state.pieces[tip].thinking
-
-
-def _mask_decisions(episode: Sequence[Segment], decision: list[int], trained_share: float, rng: random.Random) -> list[Segment]:
-    """Take most decisions to go on out of the loss. The first search of an episode is none: there is nothing to answer with."""
-    n_searches = 0
-    kept: list[Segment] = []
-    for segment in episode:
-        untrained: list[int] = []
-        for position in trained_positions(segment, decision):
-            n_searches += 1
-            if n_searches > 1 and rng.random() >= trained_share:
-                untrained += range(position, position + len(decision))
-        kept.append(without_tokens(segment, untrained))
-    return kept

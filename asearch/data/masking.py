@@ -9,12 +9,19 @@ import numpy.typing as npt
 from schemas.records import Column, Segment, VersionRun
 
 
-def trained_positions(segment: Segment, pattern: Sequence[int]) -> list[int]:
-    """Where `pattern` (ids) begins in the segment with all of its tokens trained, in order."""
-    ids, mask = _column(segment, "ids"), _column(segment, "mask")
-    width = len(pattern)
-    starts = np.flatnonzero(ids[: len(ids) - width + 1] == pattern[0]) if 0 < width <= len(ids) else []
-    return [int(i) for i in starts if mask[i : i + width].all() and ids[i : i + width].tolist() == list(pattern)]
+def without_generated(episode: Sequence[Segment], numbers: Collection[int]) -> list[Segment]:
+    """The segments with mask 0 at the generated tokens of these numbers, counted from 0 over the whole episode.
+
+    Every generated token is trained in exactly one segment, so the trained tokens of the segments in order are those of the
+    generations in order.
+    """
+    kept: list[Segment] = []
+    first = 0
+    for segment in episode:
+        trained = np.flatnonzero(_column(segment, "mask"))
+        kept.append(without_tokens(segment, [int(trained[n - first]) for n in numbers if first <= n < first + len(trained)]))
+        first += len(trained)
+    return kept
 
 
 def without_tokens(segment: Segment, positions: Collection[int]) -> Segment:

@@ -49,7 +49,10 @@ def small_config(
 
 
 def initialise(folder: Path, tokenizer: Tokenizer, config: ModelConfig, seed: int) -> None:
-    """Write a model with random weights: normal with INIT_STD, output projections divided by √(2·layers) (GPT-2), norms 1, biases 0."""
+    """Write a model with random weights: normal with INIT_STD, norms 1, biases 0.
+
+    The projections into the residual stream are divided by √(2·layers), after GPT-2.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in config.shapes().items():

@@ -1,7 +1,7 @@
 """A small tokenizer made from the words of a corpus, in the files that transformers loads.
 
-The vocabulary is the 256 bytes and whole words as they occur, with or without the space before them. There are no merges: a word is one
-token or it is spelled in bytes, so every UTF-8 text comes back unchanged.
+The vocabulary is the 256 bytes and whole words as they occur, with or without the space before them. There are no merges: a word
+is one token or it is spelled in bytes, so every UTF-8 text comes back unchanged.
 """
 
 import json

@@ -62,7 +62,13 @@ COMPACT = ToolFormat(
     failed="failed",
 )
 PLAIN = msgspec.structs.replace(
-    COMPACT, opening="<information>\n", doc_header=" {url}: ", page_header=" ", no_results=" nothing", no_page=" nothing", failed=" failed"
+    COMPACT,
+    opening="<information>\n",
+    doc_header=" {url}: ",
+    page_header=" ",
+    no_results=" nothing",
+    no_page=" nothing",
+    failed=" failed",
 )
 """Every word of a result follows a space, so that a word is the same token wherever it stands; for tokenizers of whole words."""
 PRESETS = {"asearcher": ASEARCHER, "compact": COMPACT, "plain": PLAIN}

@@ -37,34 +37,54 @@ def found_values(chain: Chain, seen: list[Seen]) -> list[bool]:
     return found
 
 
+@dataclass(frozen=True)
+class Generation:
+    """The text of a whole generation. [start, end) of `decision` are the characters that go on with an incomplete chain."""
+
+    text: str
+    decision: tuple[int, int] | None = None
+
+
 class Expert:
-    """Demonstrates one chain. Draws from `rng` only when it decides whether to stop early."""
+    """Demonstrates one chain in terse notes. Draws from `rng` only when it decides whether to stop early.
+
+    The first thought is the plan: the start and the relations in the order in which they are followed. The thought on a found
+    value is `subject value relation`, and then either the relation that the plan names next, or nothing: then it answers.
+    """
 
     def __init__(self, chain: Chain, p_stop: float, rng: random.Random) -> None:
         self._chain = chain
         self._p_stop = p_stop
         self._rng = rng
+        self._goes_on = False
 
-    def act(self, seen: list[Seen], *, thought: bool) -> str:
-        """The next acting generation; `thought` says whether it has to close a thought first (not after a reading call)."""
+    def act(self, seen: list[Seen], *, thought: bool) -> Generation:
+        """The next acting generation; `thought` says whether it has to write the thought too (not after a reading call)."""
         found = found_values(self._chain, seen)
         hop = sum(found)
         if not seen:
-            plan = " ".join(relation.noun for relation in self._chain.relations)
-            return _with_thought(f"{self._chain.start} {plan}", self._search(0), thought)
+            plan = " ".join((self._chain.start, *(relation.noun for relation in self._chain.relations)))
+            return Generation(f"{_closed(plan) if thought else ''} {self._search(0)}")
         if not found[-1]:
-            return _with_thought("not here", self._open_page(hop), thought)
-        value = self._chain.values[hop - 1]
-        stop = hop == len(self._chain.values) or self._rng.random() < self._p_stop
-        return _with_thought(self._found(hop - 1), f"<answer> {value} </answer>" if stop else self._search(hop), thought)
+            return Generation(f"{_closed('not here') if thought else ''} {self._open_page(hop)}")
+        note = self._note(hop) if thought else Generation("")
+        answer = f"<answer> {self._chain.values[hop - 1]} </answer>"
+        return Generation(f"{note.text} {self._search(hop) if self._goes_on else answer}", note.decision)
 
-    def read(self, seen: list[Seen]) -> str:
+    def read(self, seen: list[Seen]) -> Generation:
         """The thought of a reading call about the last result."""
         found = found_values(self._chain, seen)
-        return f" {self._found(sum(found) - 1)} </think>" if found and found[-1] else " not here </think>"
+        return self._note(sum(found)) if found and found[-1] else Generation(_closed("not here"))
 
-    def _found(self, hop: int) -> str:
-        return f"the {self._chain.relations[hop].noun} of {self._chain.subject(hop)} is {self._chain.values[hop]}"
+    def _note(self, hop: int) -> Generation:
+        """The thought on the value that hop `hop - 1` has just given, with the decision."""
+        chain = self._chain
+        note = f" {chain.subject(hop - 1)} {chain.values[hop - 1]} {chain.relations[hop - 1].noun}"
+        self._goes_on = hop < len(chain.values) and self._rng.random() >= self._p_stop
+        if not self._goes_on:
+            return Generation(f"{note} </think>")
+        following = f" {chain.relations[hop].noun}"
+        return Generation(f"{note}{following} </think>", (len(note), len(note) + len(following)))
 
     def _search(self, hop: int) -> str:
         return f"<search> {self._chain.relations[hop].noun} {self._chain.subject(hop)} </search>"
@@ -73,5 +93,5 @@ class Expert:
         return f"<access> {self._chain.subject(hop)}/{self._chain.relations[hop].noun} </access>"
 
 
-def _with_thought(thought: str, action: str, wanted: bool) -> str:
-    return f" {thought} </think> {action}" if wanted else f" {action}"
+def _closed(thought: str) -> str:
+    return f" {thought} </think>"

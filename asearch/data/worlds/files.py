@@ -6,7 +6,7 @@ start, relations`), `world.json` (the spec and a hash of all other files).
 
 import dataclasses
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -122,5 +122,5 @@ def _task_row(question: Question) -> dict[str, object]:
     }
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
+def _write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))

@@ -29,13 +29,13 @@ RELATIONS = (
 )
 
 FACT_PATTERNS = (
-    "The {noun} of {subject} is {value}.",
-    "As {noun}, {subject} has {value}.",
-    "As {noun}, {subject} chose {value}.",
+    "The town gave {subject} {value} as {noun}.",
+    "As {noun} the mayor sent {subject} {value}.",
+    "The guild found {subject} {value} for a {noun}.",
 )
 """Sentences that state a fact; a passage with a fact on view holds one of them."""
 
-PAGE_PATTERNS = (*FACT_PATTERNS, "Asked who {verb} best, {subject} named {value}.")
+PAGE_PATTERNS = (*FACT_PATTERNS, "To be {verb} well the town lent {subject} {value}.")
 """Pages also state a fact by its verb: a reader of the page does not need the word that the search needed."""
 
 POINTER_PATTERNS = ("About the {noun} of {subject}.", "{subject} has a {noun}.")
@@ -44,7 +44,7 @@ POINTER_PATTERNS = ("About the {noun} of {subject}.", "{subject} has a {noun}.")
 PASTIMES = ("{other} met {subject} at the mill.", "{subject} lives near {other}.", "{subject} keeps bees with {other}.")
 """Sentences that state no fact of any relation."""
 
-WORDS = " not here is the of nothing failed"
+WORDS = " not here nothing failed"
 """Words that an expert writes or a tool answers, and that no passage has to contain."""
 
 _ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kl", "tr")

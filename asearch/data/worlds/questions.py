@@ -27,7 +27,7 @@ def word_question(rng: random.Random, chain: Chain) -> str:
     phrase = _inner_phrase(rng, chain.start, chain.relations[0]) if len(chain.relations) > 1 else chain.start
     for relation in chain.relations[1:-1]:
         phrase = _of_phrase(rng, phrase, relation)
-    outer = chain.relations[-1]
+    outer = chain.relations[len(chain.relations) - 1]
     form = rng.randrange(4)
     if form == 0:
         return f"Who {outer.verb} {phrase}?"
