@@ -56,7 +56,7 @@ def running(folder: Path, *arguments: str, weight_version: str = "v1") -> Iterat
         assert process.poll() is None, log_file.read_text()
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(5) == 0, log_file.read_text()
-        assert "Traceback" not in log_file.read_text()
+        assert "Traceback" not in log_file.read_text(), log_file.read_text()
     finally:
         process.kill()
         process.wait()

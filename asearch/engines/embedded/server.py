@@ -118,14 +118,13 @@ class Server:
                     for index, request in enumerate(generation.requests):
                         group.create_task(self._stream_one(response, generation, request, index))
             await response.write_eof(b"data: [DONE]\n\n")
-        except ConnectionError:
-            raise
-        except Exception as error:
+        except* ConnectionError:
+            log.debug("a client left its stream")
+        except* Exception:
             # The status has been sent: a stream that breaks off is how the client learns of it.
             log.exception("a stream failed")
             if http.transport is not None:
                 http.transport.abort()
-            raise ConnectionAbortedError("the stream failed") from error
         return response
 
     async def _stream_one(
