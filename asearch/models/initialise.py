@@ -11,7 +11,6 @@ from asearch.models.config import ModelConfig
 from asearch.models.tokenizer_builder import END_OF_TEXT, save_tokenizer
 from asearch.models.weights import save_weights
 
-INIT_STD = 0.02
 
 
 def small_config(
@@ -25,7 +24,7 @@ def small_config(
     head_dim: int = 32,
     intermediate_size: int = 128,
     max_positions: int = 2048,
-    rope_theta: float = 10000.0,
+    rope_theta: float = 1000.0,
 ) -> ModelConfig:
     """The configuration of a small model with tied embeddings for `tokenizer`; sizes are counts of elements."""
     eos = tokenizer.token_to_id(END_OF_TEXT)
@@ -49,9 +48,10 @@ def small_config(
 
 
 def initialise(folder: Path, tokenizer: Tokenizer, config: ModelConfig, seed: int) -> None:
-    """Write a model with random weights: normal with INIT_STD, norms 1, biases 0.
+    """Write a model with random weights: normal with standard deviation 1/√hidden_size, norms 1, biases 0.
 
-    The projections into the residual stream are divided by √(2·layers), after GPT-2.
+    That is larger than the 0.02 of large models on purpose: words must stay distinguishable under the high learning rate of a
+    short warm start, or copying emerges several times later. The projections into the residual stream are divided by √(2·layers), after GPT-2.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
@@ -62,7 +62,7 @@ def initialise(folder: Path, tokenizer: Tokenizer, config: ModelConfig, seed: in
             tensors[name] = torch.zeros(shape)
         else:
             scale = math.sqrt(2 * config.n_layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-            tensors[name] = torch.randn(shape, generator=generator) * (INIT_STD / scale)
+            tensors[name] = torch.randn(shape, generator=generator) * (config.hidden_size**-0.5 / scale)
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, folder, config.max_positions)
     (folder / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(config.to_hf())) + b"\n")
