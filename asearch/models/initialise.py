@@ -12,7 +12,6 @@ from asearch.models.tokenizer_builder import END_OF_TEXT, save_tokenizer
 from asearch.models.weights import save_weights
 
 
-
 def small_config(
     tokenizer: Tokenizer,
     *,
@@ -51,7 +50,8 @@ def initialise(folder: Path, tokenizer: Tokenizer, config: ModelConfig, seed: in
     """Write a model with random weights: normal with standard deviation 1/√hidden_size, norms 1, biases 0.
 
     That is larger than the 0.02 of large models on purpose: words must stay distinguishable under the high learning rate of a
-    short warm start, or copying emerges several times later. The projections into the residual stream are divided by √(2·layers), after GPT-2.
+    short warm start, or copying emerges several times later. The projections into the residual stream are divided by
+    √(2·layers), after GPT-2.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
