@@ -73,6 +73,8 @@ class Reader:
                         if end is not None and self._is_idle and await self._nothing_left():
                             return
                         await self._signal.wait()
+                        # A request that expired unanswered has to be made again, or a quiet stream is never heard again.
+                        await self._top_up()
                     while self._buffer and self._trouble is None:
                         taken = self._take(self._buffer.popleft())
                         if taken is None:
