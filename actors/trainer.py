@@ -85,6 +85,7 @@ class Trainer(Actor):
         self._checkpointed: tuple[int, int] | None = None
         self._manifest: WeightManifest | None = None
         self._kept: list[Path] = []
+        self._step_under_way: asyncio.Task[None] | None = None
         self._n_tokens = 0
         self._train_s = 0.0
         self._idle_s = 0.0
@@ -197,7 +198,9 @@ class Trainer(Actor):
             batch = await self._batches.get()
             idle_s = self.platform.monotonic() - begun_s
             self._idle_s += idle_s
-            await self._train(batch, idle_s)
+            # A step is one unit: cancelling it half way would leave the rank ahead of the journal.
+            self._step_under_way = asyncio.create_task(self._train(batch, idle_s), name=f"step {batch.closed.step}")
+            await asyncio.shield(self._step_under_way)
             self._train_s += self.platform.monotonic() - begun_s - idle_s
 
     async def _train(self, batch: Batch, idle_s: float) -> None:
@@ -209,8 +212,8 @@ class Trainer(Actor):
         groups = await self._groups(batch)
         done = await self._update(groups) if groups else None
         await self.platform.fault("trainer.updated")
-        self._snapshot = closed.snapshot
         await self._append(self._trained(closed, done, idle_s))
+        self._snapshot = closed.snapshot
         parent = Version(lineage=self._lineage, step=self._step)
         self._step += 1
         self._n_tokens += done.n_tokens_trained if done else 0
@@ -322,7 +325,9 @@ class Trainer(Actor):
         )
 
     async def drain(self) -> None:
-        """Commit what was trained, stop the rank, delete the published files."""
+        """Finish the step under way, commit what was trained, stop the rank, delete the published files."""
+        if self._step_under_way is not None:
+            await self._step_under_way
         for task in self._fetching.values():
             task.cancel()
         await self._checkpoint()
