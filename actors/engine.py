@@ -94,7 +94,7 @@ class Engine(Actor):
             *("--max-running-requests", str(engine.max_running_requests)),
             *("--max-total-tokens", str(engine.max_total_tokens)),
             *("--context-length", str(self.settings.agent.max_context_tokens)),
-            *("--stream-interval", "64", "--incremental-streaming-output"),
+            *("--stream-interval", "64", "--incremental-streaming-output", "--die-with-parent"),
         ]
 
     @property

@@ -34,12 +34,12 @@ class BM25Index:
 
     @classmethod
     def build(cls, passages: Sequence[Passage]) -> "BM25Index":
-        """Index title and contents of every passage."""
+        """Index title and contents of every passage, with the parameters that Pyserini (and so Search-R1) uses by default."""
         vocabulary: dict[str, int] = {}
         rows = [[vocabulary.setdefault(token, len(vocabulary)) for token in tokenise(_text(p))] for p in passages]
         if not vocabulary:
             return cls(passages, vocabulary, None)
-        scorer = bm25s.BM25(method="lucene", k1=1.2, b=0.75, backend="numpy", auto_compile=False)
+        scorer = bm25s.BM25(method="lucene", k1=0.9, b=0.4, backend="numpy", auto_compile=False)
         scorer.index((rows, dict(vocabulary)), create_empty_token=False, show_progress=False)
         return cls(passages, vocabulary, scorer)
 

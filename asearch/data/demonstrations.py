@@ -19,10 +19,16 @@ from asearch.corpus.index import BM25Index
 from asearch.corpus.passages import Passage
 from asearch.data.masking import without_generated
 from asearch.data.worlds.expert import Expert, Seen
-from asearch.data.worlds.lexicon import WORDS
+from asearch.data.worlds.lexicon import FACT_PATTERNS, PASTIMES, POINTER_PATTERNS, WORDS
 from asearch.data.worlds.questions import word_question
 from asearch.data.worlds.world import MAX_HOPS, World, WorldSpec
 from schemas.records import Document, Segment, ToolResult
+
+PATTERN_WORDS = tuple(
+    " " + pattern.format(subject="", noun="", value="", one="", other="").strip()
+    for pattern in (*FACT_PATTERNS, *POINTER_PATTERNS, *PASTIMES)
+)
+"""The words of all sentence patterns, so that no draw of the facts brings a new one."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,8 @@ def vocabulary_texts(world: WorldSpec, settings: AgentSettings) -> list[str]:
     rng = random.Random(0)
     chains = [drawn.chain(name, (relation,)) for name in drawn.names for relation in drawn.relations]
     texts += [f"Question: {word_question(rng, chain)}\n" for chain in chains]
-    words = (word for r in drawn.relations for word in (r.noun, r.synonym, r.verb))
-    return [*texts, *(f" {word} {word}/{word}" for word in words), WORDS, settings.instruction]
+    words = (relation.noun for relation in drawn.relations)
+    return [*texts, *PATTERN_WORDS, *(f" {word} {word}/{word}" for word in words), WORDS, settings.instruction]
 
 
 def _fresh(

@@ -1,6 +1,6 @@
 """The policy's warm start, planned: which model, which tokenizer, which demonstrations, and whether it is there already.
 
-A finished warm start is kept in the user's cache under a hash of everything it depends on.
+A finished warm start is kept in the user's cache under a hash of everything it depends on, this package's code included.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+import asearch
 from asearch.configuration.settings import ModelSettings, Settings
 from asearch.corpus.passages import read_passages
 from asearch.data.demonstrations import DemonstrationSpec, demonstrations, vocabulary_texts
@@ -22,9 +23,6 @@ from asearch.models.config import ModelConfig
 from asearch.models.tokenizer import Tokenizer
 from asearch.models.tokenizer_builder import build_tokenizer
 from schemas.records import Segment
-
-FORMAT = 1
-"""Part of the cache's key: grows when the same settings would give another model."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,10 @@ def cache_dir(settings: Settings, inputs: Inputs) -> Path:
     """Where the warm start of these settings and inputs is kept: `$ASEARCH_CACHE`, else `~/.cache/asearch`."""
     root = Path(os.environ.get("ASEARCH_CACHE") or Path.home() / ".cache" / "asearch")
     digest = hashlib.sha256()
-    parts = (settings.seed, settings.world, settings.model, settings.warmstart, settings.agent, FORMAT)
+    parts = (settings.seed, settings.world, settings.model, settings.warmstart, settings.agent)
     digest.update(msgspec.json.encode(parts, order="deterministic"))
-    for path in (inputs.corpus, inputs.train_tasks):
+    code = sorted(Path(asearch.__file__).parent.rglob("*.py"))
+    for path in (inputs.corpus, inputs.train_tasks, *code):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return root / "warmstart" / digest.hexdigest()[:32]
 

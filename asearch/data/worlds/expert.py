@@ -8,8 +8,12 @@ that value, so that the decision to go on is left for reinforcement learning.
 import random
 from dataclasses import dataclass
 
-from asearch.data.worlds.lexicon import PAGE_PATTERNS, Relation
+from asearch.data.worlds.lexicon import FACT_PATTERNS, Relation
 from asearch.data.worlds.world import Chain
+
+
+GOES_ON = " then"
+"""The word that decides to go on with an incomplete chain; without it the thought ends and the answer follows."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Seen:
 
 def states_fact(text: str, subject: str, relation: Relation, value: str) -> bool:
     """Whether the text holds a sentence that says that `value` is the `relation` of `subject`."""
-    return any(p.format(noun=relation.noun, verb=relation.verb, subject=subject, value=value) in text for p in PAGE_PATTERNS)
+    return any(p.format(noun=relation.noun, subject=subject, value=value) in text for p in FACT_PATTERNS)
 
 
 def found_values(chain: Chain, seen: list[Seen]) -> list[bool]:
@@ -49,7 +53,7 @@ class Expert:
     """Demonstrates one chain in terse notes. Draws from `rng` only when it decides whether to stop early.
 
     The first thought is the plan: the start and the relations in the order in which they are followed. The thought on a found
-    value is `subject value relation`, and then either the relation that the plan names next, or nothing: then it answers.
+    value repeats the sentence that states it, and then either the relation that the plan names next, or nothing: then it answers.
     """
 
     def __init__(self, chain: Chain, p_stop: float, rng: random.Random) -> None:
@@ -79,12 +83,12 @@ class Expert:
     def _note(self, hop: int) -> Generation:
         """The thought on the value that hop `hop - 1` has just given, with the decision."""
         chain = self._chain
-        note = f" {chain.subject(hop - 1)} {chain.values[hop - 1]} {chain.relations[hop - 1].noun}"
+        note = f" {chain.subject(hop - 1)}'s {chain.relations[hop - 1].noun} is {chain.values[hop - 1]}"
         self._goes_on = hop < len(chain.values) and self._rng.random() >= self._p_stop
         if not self._goes_on:
             return Generation(f"{note} </think>")
-        following = f" {chain.relations[hop].noun}"
-        return Generation(f"{note}{following} </think>", (len(note), len(note) + len(following)))
+        following = f"{GOES_ON} {chain.relations[hop].noun}"
+        return Generation(f"{note}{following} </think>", (len(note), len(note) + len(GOES_ON)))
 
     def _search(self, hop: int) -> str:
         return f"<search> {self._chain.relations[hop].noun} {self._chain.subject(hop)} </search>"

@@ -6,45 +6,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Relation:
-    """How a relation is worded. `noun` is the word that passages use; questions also use `synonym` and `verb`."""
+    """How a relation is worded."""
 
     noun: str
-    synonym: str
-    verb: str
 
 
-RELATIONS = (
-    Relation("teacher", "tutor", "taught"),
-    Relation("doctor", "healer", "cured"),
-    Relation("tailor", "dressmaker", "dressed"),
-    Relation("landlord", "host", "housed"),
-    Relation("rival", "opponent", "challenged"),
-    Relation("patron", "sponsor", "funded"),
-    Relation("lawyer", "advocate", "defended"),
-    Relation("barber", "hairdresser", "shaved"),
-    Relation("cook", "chef", "fed"),
-    Relation("guard", "protector", "guarded"),
-    Relation("painter", "portraitist", "painted"),
-    Relation("employer", "boss", "hired"),
+RELATIONS = tuple(
+    Relation(noun)
+    for noun in (
+        *("teacher", "doctor", "tailor", "landlord", "rival", "patron"),
+        *("lawyer", "barber", "cook", "guard", "painter", "employer"),
+    )
 )
 
 FACT_PATTERNS = (
-    "The town gave {subject} {value} as {noun}.",
-    "As {noun} the mayor sent {subject} {value}.",
-    "The guild found {subject} {value} for a {noun}.",
+    "{subject}'s {noun} is {value}.",
+    "Records show that {subject}'s {noun} is {value}.",
+    "Everyone says that {subject}'s {noun} is {value}.",
 )
 """Sentences that state a fact; a passage with a fact on view holds one of them."""
 
-PAGE_PATTERNS = (*FACT_PATTERNS, "To be {verb} well the town lent {subject} {value}.")
-"""Pages also state a fact by its verb: a reader of the page does not need the word that the search needed."""
-
-POINTER_PATTERNS = ("About the {noun} of {subject}.", "{subject} has a {noun}.")
+POINTER_PATTERNS = ("See the page about {subject}'s {noun}.", "The page names {subject}'s {noun}.")
 """Passages whose fact stands on the page only."""
 
-PASTIMES = ("{other} met {subject} at the mill.", "{subject} lives near {other}.", "{subject} keeps bees with {other}.")
+PASTIMES = ("{one} met {other} at the mill.", "{one} lives near {other}.", "{one} keeps bees with {other}.")
 """Sentences that state no fact of any relation."""
 
-WORDS = " not here nothing failed"
+WORDS = " not here nothing failed then"
 """Words that an expert writes or a tool answers, and that no passage has to contain."""
 
 _ONSETS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kl", "tr")
@@ -54,7 +42,7 @@ _CODAS = ("", "", "", "n", "l", "r", "s", "m")
 
 def make_names(rng: random.Random, n: int) -> list[str]:
     """`n` different pronounceable one-word names with a capital, none of them a word of the patterns."""
-    taken = {word.capitalize() for r in RELATIONS for word in (r.noun, r.synonym, r.verb)}
+    taken = {relation.noun.capitalize() for relation in RELATIONS}
     names: list[str] = []
     while len(names) < n:
         syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(2 if rng.random() < 0.7 else 3)]

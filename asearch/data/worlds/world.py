@@ -11,7 +11,6 @@ from itertools import permutations
 
 from asearch.data.worlds.lexicon import (
     FACT_PATTERNS,
-    PAGE_PATTERNS,
     PASTIMES,
     POINTER_PATTERNS,
     RELATIONS,
@@ -127,10 +126,9 @@ class World:
         patterns = POINTER_PATTERNS if on_page_only else FACT_PATTERNS
         passage = [self._fact(rng.choice(patterns), subject, relation)]
         if rng.random() < self.spec.distractor_share:
-            passage.append(self._distractor(rng, subject, relation))
-        page = [self._fact(rng.choice(PAGE_PATTERNS), subject, relation)]
-        page += [self._distractor(rng, subject, relation) for _ in range(rng.randint(2, 4))]
-        rng.shuffle(page)
+            passage.insert(rng.randint(0, 1), self._pastime(rng, subject))
+        page = [self._pastime(rng, subject) for _ in range(rng.randint(2, 3))]
+        page.insert(len(page) - rng.randint(0, 1), self._fact(rng.choice(FACT_PATTERNS), subject, relation))
         return Article(
             id=f"{subject}-{relation.noun}".lower(),
             url=f"{subject}/{relation.noun}",
@@ -143,15 +141,12 @@ class World:
         )
 
     def _fact(self, pattern: str, subject: str, relation: Relation) -> str:
-        value = self.facts[relation][subject]
-        return pattern.format(noun=relation.noun, verb=relation.verb, subject=subject, value=value)
+        return pattern.format(noun=relation.noun, subject=subject, value=self.facts[relation][subject])
 
-    def _distractor(self, rng: random.Random, subject: str, relation: Relation) -> str:
-        """A true sentence near the topic: the same relation of somebody else, or a pastime."""
-        other = rng.choice([name for name in self.names if name != subject])
-        if relation not in self.page_relations and rng.random() < 0.5:
-            return self._fact(rng.choice(FACT_PATTERNS), other, relation)
-        return rng.choice(PASTIMES).format(subject=subject, other=other)
+    def _pastime(self, rng: random.Random, subject: str) -> str:
+        """A sentence about two other people that has nothing to do with the fact."""
+        one, other = rng.sample([name for name in self.names if name != subject], 2)
+        return rng.choice(PASTIMES).format(one=one, other=other)
 
 
 def _derangement(rng: random.Random, names: list[str]) -> dict[str, str]:
