@@ -38,7 +38,7 @@ check: setup
     {{bin}}/ruff check .
     {{bin}}/basedpyright
     {{bin}}/lint-imports
-    {{bin}}/python -m schemas.documents --check
+    {{bin}}/pytest -q tests/schemas/test_schema_documents.py
 
 # a benchmark by name, e.g. `just bench async --json`
 bench *args: setup

@@ -82,6 +82,8 @@ class WarmstartSettings(Table, frozen=True, kw_only=True):
     tokens_per_step: int = 4096
     demonstrations: int = 12_000
     """Distinct scripted episodes; steps go through them again and again."""
+    complete_demonstrations: int = 0
+    """The first so many follow every chain to its end; only the others stop early."""
     stop_early: float = 0.8
     """How often a demonstration answers although its chain is incomplete: what reinforcement learning has to unlearn."""
     p_stop: float = 0.4

@@ -44,6 +44,9 @@ class DemonstrationSpec:
     n_draws: int = 64
     stop_early: float = 0.8
     p_stop: float = 0.4
+    n_complete: int = 0
+    """The first so many follow every chain to its end and train every decision: they teach what tells a complete chain from
+    an incomplete one. The others then teach to stop early all the same."""
 
     @property
     def trained_share(self) -> float:
@@ -129,9 +132,10 @@ def _fresh(
         drawn, tools = _draw(replace(world, facts_seed=number // per_draw), settings.topk)
         chain = drawn.random_chain(rng, rng.randint(1, MAX_HOPS))
         start = EpisodeStart(episode=f"demo-{number}", question=word_question(rng, chain), settings=settings)
-        demonstrator = _Demonstrator(Expert(chain, spec.p_stop, rng), tools, tokenizer)
+        p_stop, trained_share = (0.0, 1.0) if number < spec.n_complete else (spec.p_stop, spec.trained_share)
+        demonstrator = _Demonstrator(Expert(chain, p_stop, rng), tools, tokenizer)
         state = run_episode(start, tokenizer, demonstrator.generate, demonstrator.call, agent=agent)
-        untrained = [span for span in demonstrator.decisions if rng.random() >= spec.trained_share]
+        untrained = [span for span in demonstrator.decisions if rng.random() >= trained_share]
         yield without_generated(segments(state), [n for span in untrained for n in span])
 
 

@@ -13,13 +13,17 @@ from pathlib import Path
 import msgspec
 
 import asearch
+from asearch.agents.registry import CODECS
+from asearch.agents.settings import AgentSettings
 from asearch.configuration.settings import ModelSettings, Settings
 from asearch.corpus.passages import read_passages
 from asearch.data.demonstrations import DemonstrationSpec, demonstrations, vocabulary_texts
 from asearch.data.foreign import format_demonstrations
 from asearch.data.inputs import Inputs, world_spec
+from asearch.data.jsonl import line_error, read_rows
 from asearch.data.tasks import load_tasks
-from asearch.models.config import ModelConfig
+from asearch.errors import ConfigError
+from asearch.models.folder import check_folder
 from asearch.models.tokenizer import Tokenizer
 from asearch.models.tokenizer_builder import build_tokenizer
 from schemas.records import Segment
@@ -40,7 +44,7 @@ class WarmupPlan:
         """Demonstrations without end, about `warmstart.tokens_per_step` tokens a batch."""
         settings, warm = self.settings, self.settings.warmstart
         tokenizer = Tokenizer.load(self.fresh_dir)
-        spec = DemonstrationSpec(n_demonstrations=warm.demonstrations, stop_early=warm.stop_early, p_stop=warm.p_stop)
+        spec = DemonstrationSpec(warm.demonstrations, 64, warm.stop_early, warm.p_stop, warm.complete_demonstrations)
         world = self.inputs.world or world_spec(settings)
         own = demonstrations(world, settings.agent, tokenizer, spec, settings.seed, warm.tokens_per_step)
         if self.inputs.world is not None:
@@ -67,12 +71,45 @@ class WarmupPlan:
 def plan_warmup(settings: Settings, inputs: Inputs, folder: Path) -> WarmupPlan:
     """Find out what a warm start has to do, and write the fresh model where one is needed.
 
-    Raises InputError for a model folder that is missing or of an architecture that is not supported.
+    Raises InputError for a model folder that is missing or not supported, and for a question that is too long for the model's
+    context; ConfigError for a model that cannot be made as the settings say.
     """
+    plan = _plan(settings, inputs, folder)
+    tokenizer = Tokenizer.load(plan.ready or plan.fresh_dir)
+    for path in (settings.data.tasks, settings.data.eval_tasks):
+        if path is not None:
+            _refuse_long_questions(Path(path), settings.agent, tokenizer)
+    return plan
+
+
+def _refuse_long_questions(tasks: Path, agent: AgentSettings, tokenizer: Tokenizer) -> None:
+    """Every question has to leave room for an act and a forced answer. Raises InputError naming file and line."""
+    room = agent.max_context_tokens - agent.min_new_tokens - agent.forced_tokens
+    codec = CODECS.get(agent.codec)()
+    for number, row in read_rows(tasks, _Row, ""):
+        n_tokens = len(tokenizer.encode(codec.opening(agent.instruction, row.question.strip())))
+        if n_tokens > room:
+            raise line_error(
+                tasks,
+                number,
+                f"the question takes {n_tokens} tokens of the model's context, of which {room} are left for it",
+                "Shorten it, or raise agent.max_context_tokens.",
+            )
+
+
+class _Row(msgspec.Struct):
+    question: str
+
+
+def _plan(settings: Settings, inputs: Inputs, folder: Path) -> WarmupPlan:
     if settings.model.path is not None:
         path = Path(settings.model.path)
-        ModelConfig.load(path)
-        Tokenizer.load(path)
+        config, _ = check_folder(path)
+        if settings.agent.max_context_tokens > config.max_positions:
+            raise ConfigError(
+                f"agent.max_context_tokens is {settings.agent.max_context_tokens}, but the model in {path} has "
+                f"{config.max_positions} positions: lower it, or give another model"
+            )
         return WarmupPlan(settings, inputs, path, path, path, "given")
     kept = cache_dir(settings, inputs)
     if kept.is_dir() and settings.warmstart.cache:
@@ -103,10 +140,11 @@ def _write_fresh(settings: Settings, inputs: Inputs, folder: Path) -> None:
     model: ModelSettings = settings.model
     world = inputs.world or world_spec(settings)
     texts = vocabulary_texts(world, settings.agent)
-    if inputs.world is None:
-        tokenizer = build_tokenizer(_foreign_texts(inputs), model.vocabulary, keep=texts)
-    else:
-        tokenizer = build_tokenizer(texts, model.vocabulary)
+    foreign = _foreign_texts(inputs) if inputs.world is None else iter(())
+    try:
+        tokenizer = build_tokenizer(foreign, model.vocabulary, keep=texts)
+    except ValueError as error:
+        raise ConfigError(f"model.vocabulary: {error}. Raise it, or make the world smaller.") from error
     config = small_config(
         tokenizer,
         n_layers=model.layers,
