@@ -1,7 +1,7 @@
 """Drives episodes: takes `EpisodeRequested`, runs the agent, and is the only writer of the episode's TRACE while it holds it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -152,7 +152,7 @@ class Driver(Actor):
 
     # --- engines ---
 
-    async def generate(self, request: EpisodeRequested, call: GenerateRequest) -> AsyncIterator[GenerationChunk]:
+    async def generate(self, request: EpisodeRequested, call: GenerateRequest) -> AsyncGenerator[GenerationChunk]:
         """Stream a generation from an engine. When the engine fails or falls silent this ends; the caller asks for the rest."""
         engine = await self._engine_for(request.episode)
         queue: asyncio.Queue[GenerationChunk] = asyncio.Queue(maxsize=1024)
@@ -221,4 +221,6 @@ class Driver(Actor):
     async def _on_chunk(self, incoming: Incoming) -> None:
         chunk = incoming.message
         if isinstance(chunk, GenerationChunk) and (queue := self._chunks.get(chunk.request)) is not None:
-            queue.put_nowait(chunk)
+            with suppress(asyncio.QueueFull):
+                # What is left out here shows as a gap in the offsets, and is asked for again.
+                queue.put_nowait(chunk)

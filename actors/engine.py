@@ -2,9 +2,10 @@
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -22,13 +23,44 @@ MAX_PENDING = 2048
 VERSION_WAIT_S = 60.0
 
 
+class InferenceServer(Protocol):
+    """What the actor needs of a server: `EngineClient` speaks to one over HTTP."""
+
+    def generate(
+        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, rid: str, timeout_s: float
+    ) -> AsyncGenerator[GeneratedChunk]:
+        """The tokens that follow. Raises EngineError."""
+        ...
+
+    async def pause(self, mode: str = "retract") -> None:
+        """Suspend generation."""
+        ...
+
+    async def resume(self) -> None:
+        """End a pause."""
+        ...
+
+    async def update_weights(self, path: str, version: str) -> None:
+        """Load the weights at `path` and name them `version`. Raises EngineError."""
+        ...
+
+
 class Engine(Actor):
     """The actor in front of one server. It buffers no tokens: what a driver has not got, it asks for again."""
 
     kind = "engine"
 
-    def __init__(self, context: Context, model_dir: str, server_command: Callable[[Path], list[str]] | None = None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        model_dir: str,
+        server_command: Callable[[Path], list[str]] | None = None,
+        server: InferenceServer | None = None,
+    ) -> None:
+        """`server_command` starts another server than the embedded one; with `server` none is started at all."""
         super().__init__(context)
+        self._server = server
+        self._session: aiohttp.ClientSession | None = None
         self._model_dir = model_dir
         self._server_command = server_command or self._embedded
         self._process: Process | None = None
@@ -51,9 +83,7 @@ class Engine(Actor):
 
     async def start(self) -> None:
         """Start the server, load the newest published version, then take requests."""
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        self.become("starting", "the inference server")
-        self._client = EngineClient(await self._start_server(), self._session)
+        self._client = self._server or await self._connect()
         self.become("starting", "the first published version")
         self.spawn(self._follow_policy(), "policy")
         async with asyncio.timeout(self.settings.engine.start_timeout_s), self._loaded:
@@ -73,7 +103,8 @@ class Engine(Actor):
         """Stop the server; drivers ask elsewhere with the tokens they hold."""
         for task in list(self._running.values()):
             task.cancel()
-        await self._session.close()
+        if self._session is not None:
+            await self._session.close()
         if self._process is not None:
             self._process.terminate()
             try:
@@ -84,6 +115,11 @@ class Engine(Actor):
                 await self._process.wait()
 
     # --- the server ---
+
+    async def _connect(self) -> EngineClient:
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self.become("starting", "the inference server")
+        return EngineClient(await self._start_server(), self._session)
 
     def _embedded(self, port_file: Path) -> list[str]:
         engine = self.settings.engine

@@ -3,10 +3,10 @@
 from actors.runtime.actor import Actor, Context
 from actors.runtime.bus import Stored
 from actors.runtime.outcomes import dead, dropped, identity
-from asearch.errors import ConflictError, GradingError
+from asearch.errors import BlobMissingError, ConflictError, GradingError
 from asearch.rewards.grader import GradeRecord, grade, is_correct
 from schemas.codec import decode_generated
-from schemas.events import AnswerKeyStored, EpisodeDropped, EpisodeFinished, EpisodeGraded, Event
+from schemas.events import AnswerKeyStored, EpisodeDead, EpisodeDropped, EpisodeFinished, EpisodeGraded, Event
 from schemas.records import AnswerKey
 from schemas.topology import key_token
 
@@ -61,7 +61,7 @@ class Grader(Actor):
         except ConflictError:
             return
 
-    async def _outcome(self, event: EpisodeFinished) -> EpisodeGraded | EpisodeDropped:
+    async def _outcome(self, event: EpisodeFinished) -> EpisodeGraded | EpisodeDropped | EpisodeDead:
         at_ns = self.platform.now_ns()
         try:
             key = await self._key(event.task)
@@ -72,6 +72,8 @@ class Grader(Actor):
             reward = grade(record, key, self._config)
         except GradingError as error:
             return dropped(event, at_ns, "grader_outage", str(error))
+        except BlobMissingError as error:
+            return dead(event, at_ns, "blob_missing", str(error))
         return EpisodeGraded(
             **identity(event, at_ns),
             reward=reward,

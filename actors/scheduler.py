@@ -70,6 +70,7 @@ class Scheduler(Actor):
         self._last_plan = 0
         self._keys_stored: set[str] = set()
         self._open: dict[str, EpisodeRequested] = {}
+        self._unasked: dict[str, EpisodeRequested] = {}
         self._asked_s: dict[str, float] = {}
         self._leases: dict[str, tuple[float, set[str]]] = {}
         self._changed = asyncio.Event()
@@ -102,6 +103,8 @@ class Scheduler(Actor):
                 ),
                 self.context.run,
             )
+        if not self._ended:
+            await self._ask_missing()
         await self.bus.subscribe(Lease, ">", self._on_lease)
         self.spawn(self._follow("outcomes"), "outcomes")
         self.spawn(self._follow("policy"), "policy")
@@ -135,7 +138,9 @@ class Scheduler(Actor):
         event = stored.event
         if isinstance(event, GroupAdmitted):
             self._planner.admitted(event)
+            self._unasked.update((request.episode, request) for request in self._requests_of(event))
         elif isinstance(event, EpisodeRequested):
+            self._unasked.pop(event.episode, None)
             self._open[event.episode] = event
             self._asked_s[event.episode] = self.platform.monotonic()
         elif isinstance(event, AnswerKeyStored):
@@ -167,8 +172,18 @@ class Scheduler(Actor):
     # --- appends ---
 
     async def _append(self, event: Event, *key: str) -> None:
+        """Append to PLAN. An append under way is finished before a cancellation: its sequence is needed by the next one."""
+        appending = asyncio.ensure_future(self._append_now(event, *key))
+        try:
+            await asyncio.shield(appending)
+        except asyncio.CancelledError:
+            await appending
+            raise
+
+    async def _append_now(self, event: Event, *key: str) -> None:
         try:
             self._last_plan = await self.bus.append(event, *key, expected=self._last_plan, scope=Scope.STREAM)
+            self._ended = self._ended or isinstance(event, RunEnded)
         except ConflictError as error:
             raise SecondSchedulerError(
                 f"another scheduler writes the plan of run {self.context.run}; stop one of the two"
@@ -194,30 +209,41 @@ class Scheduler(Actor):
             refill_of=admission.refill_of,
             label=admission.label,
         )
+        self._unasked.update((request.episode, request) for request in self._requests_of(group))
         await self._append(group, admission.group)
         self._planner.admitted(group)
         await self.platform.fault("scheduler.group_admitted")
-        for member, seed in enumerate(seeds):
-            await self._request(
-                EpisodeRequested(
-                    id=f"request-{admission.group}-{member}-0",
-                    at_ns=self.platform.now_ns(),
-                    episode=f"{admission.group}-{member}",
-                    group=admission.group,
-                    member=member,
-                    members=admission.members,
-                    slot=admission.slot,
-                    purpose=admission.purpose,
-                    task=group.task,
-                    seed=seed,
-                    progress=progress,
-                    recipe_hash=self._hash,
-                    refill=admission.refill,
-                    label=admission.label,
-                )
+        await self._ask_missing()
+
+    async def _ask_missing(self) -> None:
+        """Ask for every episode of an admitted group that was not asked for: a group is whole, whatever came in between."""
+        for request in list(self._unasked.values()):
+            await self._request(request)
+
+    def _requests_of(self, group: GroupAdmitted) -> list[EpisodeRequested]:
+        """The first requests of a group's episodes, a function of the group."""
+        return [
+            EpisodeRequested(
+                id=f"request-{group.group}-{member}-0",
+                at_ns=self.platform.now_ns(),
+                episode=f"{group.group}-{member}",
+                group=group.group,
+                member=member,
+                members=group.members,
+                slot=group.slot,
+                purpose=group.purpose,
+                task=group.task,
+                seed=seed,
+                progress=group.progress,
+                recipe_hash=self._hash,
+                refill=group.refill,
+                label=group.label,
             )
+            for member, seed in enumerate(group.seeds)
+        ]
 
     async def _request(self, request: EpisodeRequested) -> None:
+        self._unasked.pop(request.episode, None)
         self._open[request.episode] = request
         self._asked_s[request.episode] = self.platform.monotonic()
         await self._append(request, request.episode)
@@ -254,7 +280,7 @@ class Scheduler(Actor):
             await self._end("max_empty_steps", ADVICE.format(n=self._planner.empty_in_a_row))
 
     async def _end(self, reason: str, message: str) -> None:
-        self._ended = True
+        await self._ask_missing()
         open_episodes = list(self._open.values())
         if open_episodes:
             await self.bus.publish(CancelEpisodes(episodes=[request.episode for request in open_episodes]), key="all")

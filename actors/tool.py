@@ -23,9 +23,12 @@ class Tool(Actor):
     kind = "tool"
     queue = "tool"
 
-    def __init__(self, context: Context, corpus_url: str) -> None:
+    def __init__(self, context: Context, corpus_url: str, tools: ToolSet | None = None) -> None:
+        """With `tools` these are called; else the tools are clients of the corpus server at `corpus_url`."""
         super().__init__(context)
         self._corpus_url = corpus_url
+        self._tools = tools
+        self._session: aiohttp.ClientSession | None = None
         self._n_calls = 0
         self._n_errors = 0
         self._n_busy = 0
@@ -47,6 +50,8 @@ class Tool(Actor):
 
     async def start(self) -> None:
         """Open the HTTP session that all calls share."""
+        if self._tools is not None:
+            return
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=self.settings.tools.limits.n_concurrent))
         client = CorpusClient(
             self._corpus_url,
@@ -63,7 +68,8 @@ class Tool(Actor):
 
     async def drain(self) -> None:
         """Close the HTTP session."""
-        await self._session.close()
+        if self._session is not None:
+            await self._session.close()
 
     async def handle(self, event: Event, stored: Stored) -> None:
         """One call. The result is delivered before the fact is acknowledged; a driver that is gone asks again itself."""
@@ -91,4 +97,6 @@ class Tool(Actor):
         delay_s = latency_s(self.settings.tools.latency, event.task, event.member, event.turn)
         if delay_s > 0:
             await self.platform.sleep(delay_s)
+        if self._tools is None:
+            raise RuntimeError("the tools are not open: the actor has not started")
         return await self._tools.call(event.tool, event.argument, deadline_s=self.settings.tools.deadline_s)

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from actors.runtime.actor import Actor, Context
-from actors.runtime.ranks import RankProcess
+from actors.runtime.ranks import Rank, RankProcess
 from asearch.configuration.loading import recipe_hash
 from asearch.errors import AsearchError, ConflictError, TrainingError
 from asearch.learning.ledger import Ledger, LedgerSnapshot, StepClosed
@@ -70,8 +70,10 @@ class Trainer(Actor):
 
     kind = "trainer"
 
-    def __init__(self, context: Context, model_dir: str, weights_dir: Path) -> None:
+    def __init__(self, context: Context, model_dir: str, weights_dir: Path, rank: Rank | None = None) -> None:
+        """With `rank` it takes the commands; else a rank process is started."""
         super().__init__(context)
+        self._given_rank = rank
         self._model_dir = model_dir
         self._weights_dir = weights_dir
         self._checkpoints = context.run_dir / "checkpoints"
@@ -112,7 +114,8 @@ class Trainer(Actor):
         self._step = found[1].step if found else 0
         await self._claim(found[1].lineage if found else 0, found[0] if found else None)
         self.become("starting", "the rank process (imports megatron-core)")
-        self._rank = await RankProcess.start(self.platform, self.context.run_dir / "logs" / f"{self.context.actor_id}-rank.log")
+        log_path = self.context.run_dir / "logs" / f"{self.context.actor_id}-rank.log"
+        self._rank = self._given_rank or await RankProcess.start(self.platform, log_path)
         settings = msgspec.json.encode(self.settings.trainer)
         command = LoadModel(model_dir=self._model_dir, settings=settings, seed=self.settings.seed)
         await self._rank.ask(command, ModelLoaded, STEP_TIMEOUT_S)

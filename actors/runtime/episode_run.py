@@ -5,12 +5,15 @@ its first append and abandons it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
+import structlog
+
 from actors.runtime.bus import Bus, Stored
-from actors.runtime.outcomes import dropped
+from actors.runtime.outcomes import dead, dropped
 from actors.runtime.platform import Platform
 from asearch.agents.episode import (
     Agent,
@@ -18,15 +21,17 @@ from asearch.agents.episode import (
     EpisodeStart,
     EpisodeState,
     Fact,
+    FactError,
     GenerateRequest,
     Request,
+    TokenGapError,
     ToolCall,
     ToolReplied,
 )
 from asearch.agents.recorded import fact_of, fold, generated_fact
 from asearch.agents.segments import segments
 from asearch.agents.transcript import transcript
-from asearch.errors import AsearchError, ConflictError, EngineError
+from asearch.errors import AsearchError, BlobMissingError, ConflictError, EngineError
 from schemas.codec import decode_result, encode, encode_generated, encode_result
 from schemas.commands import GenerationChunk
 from schemas.events import (
@@ -42,8 +47,12 @@ from schemas.events import (
 from schemas.records import ToolResult, Trajectory
 from schemas.topology import INLINE_BYTES
 
+MAX_IDLE_TAKES = 5
+"""Drivers in a row that took the episode and recorded nothing more: it kills them, or cannot be gone on with."""
 FORCE_AT = 0.8
 """Share of the deadline after which an episode is asked for its answer."""
+
+log = structlog.get_logger()
 
 
 class Abandoned(AsearchError):
@@ -53,7 +62,7 @@ class Abandoned(AsearchError):
 class Services(Protocol):
     """What an episode needs of the driver that runs it."""
 
-    def generate(self, request: EpisodeRequested, call: GenerateRequest) -> AsyncIterator[GenerationChunk]:
+    def generate(self, request: EpisodeRequested, call: GenerateRequest) -> AsyncGenerator[GenerationChunk]:
         """Chunks of a generation, offsets from the first new token. Raises EngineError when it cannot go on."""
         ...
 
@@ -105,12 +114,20 @@ class EpisodeRun:
         finished = any(isinstance(item.event, EpisodeFinished) for item in stored)
         if finished or not stored or max((item.attempt for item in held), default=-1) >= self.request.attempt:
             return None
+        last_takes = stored[-MAX_IDLE_TAKES:]
+        if len(last_takes) == MAX_IDLE_TAKES and all(isinstance(item.event, EpisodeTaken) for item in last_takes):
+            await self._die("no_progress", f"{MAX_IDLE_TAKES} drivers in a row took it and recorded nothing more")
+            return None
         try:
             self.last_sequence = await self.bus.append(taken, self.request.episode, expected=stored[-1].sequence)
         except ConflictError:
             return None
         self.n_facts = len(stored)
-        return fold(self.agent, self.start, await self._facts(stored))
+        try:
+            return fold(self.agent, self.start, await self._facts(stored))
+        except BlobMissingError as error:
+            await self._die("blob_missing", str(error))
+            return None
 
     async def _facts(self, stored: list[Stored]) -> list[Fact]:
         facts: list[Fact] = []
@@ -161,24 +178,36 @@ class EpisodeRun:
         raise TypeError(f"an open episode asks for {type(asked).__name__}")
 
     async def _generate(self, state: EpisodeState, asked: GenerateRequest) -> EpisodeState:
-        async for chunk in self.services.generate(self.request, asked):
-            event = TokensGenerated(
-                id=self._event_id("tokens"),
-                at_ns=self.platform.now_ns(),
-                episode=self.request.episode,
-                request=asked.id,
-                turn=asked.turn,
-                offset=asked.n_held + chunk.offset,
-                columns=chunk.columns,
-                versions=chunk.versions,
-                finish=chunk.finish,
-                engine=chunk.engine,
-                elapsed_ns=chunk.elapsed_ns,
-            )
-            await self._append(event)
-            state, _ = self.agent.apply(state, generated_fact(event))
-            await self.platform.fault("driver.tokens_appended")
+        async with aclosing(self.services.generate(self.request, asked)) as chunks:
+            async for chunk in chunks:
+                told = self._told(asked, chunk)
+                try:
+                    after, _ = self.agent.apply(state, generated_fact(told))
+                except TokenGapError as error:
+                    # A chunk got lost. Nothing more of this stream is used: the rest is asked for again.
+                    log.warning("tokens missing", episode=self.request.episode, error=str(error))
+                    break
+                except FactError as error:
+                    raise EngineError(f"engine {chunk.engine} sent tokens that cannot be used: {error}") from error
+                await self._append(told)
+                state = after
+                await self.platform.fault("driver.tokens_appended")
         return state
+
+    def _told(self, asked: GenerateRequest, chunk: GenerationChunk) -> TokensGenerated:
+        return TokensGenerated(
+            id=self._event_id("tokens"),
+            at_ns=self.platform.now_ns(),
+            episode=self.request.episode,
+            request=asked.id,
+            turn=asked.turn,
+            offset=asked.n_held + chunk.offset,
+            columns=chunk.columns,
+            versions=chunk.versions,
+            finish=chunk.finish,
+            engine=chunk.engine,
+            elapsed_ns=chunk.elapsed_ns,
+        )
 
     async def _call_tool(self, state: EpisodeState, asked: ToolCall) -> EpisodeState:
         await self._append(
@@ -258,6 +287,14 @@ class EpisodeRun:
     async def drop(self, reason: str, message: str) -> None:
         """Give the episode the outcome `dropped`; nothing happens if it has one."""
         outcome = dropped(self.request, self.platform.now_ns(), reason, message)
+        try:
+            await self.bus.append(outcome, self.request.episode, expected=0)
+        except ConflictError:
+            return
+
+    async def _die(self, reason: str, message: str) -> None:
+        """Give the episode the outcome `dead`; nothing happens if it has one."""
+        outcome = dead(self.request, self.platform.now_ns(), reason, message)
         try:
             await self.bus.append(outcome, self.request.episode, expected=0)
         except ConflictError:

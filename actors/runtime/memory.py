@@ -195,7 +195,7 @@ class MemoryBus(Bus):
         position = start_sequence - 1
         n_rewinds = len(held.rewinds)
         signal = Signal()
-        held.readers.add(signal)
+        held.readers[signal] = None
         try:
             while end is None or position < end:
                 self._check_open()
@@ -212,7 +212,7 @@ class MemoryBus(Bus):
                     await self.linger("read", record.subject)
                     yield self.decoded(stream, record)
         finally:
-            held.readers.discard(signal)
+            held.readers.pop(signal, None)
 
     def decoded(self, stream: str, record: Record) -> Stored:
         """A record as the port shows it."""

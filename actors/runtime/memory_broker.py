@@ -83,7 +83,8 @@ class MemoryStream:
         self.rewinds: list[int] = []
         """The last sequence after each loss of a tail."""
         self.queues: list[MemoryQueue] = []
-        self.readers: set[Signal] = set()
+        self.readers: dict[Signal, None] = {}
+        """In the order in which they came: a set would wake them in another order every time."""
         self._ids: dict[str, tuple[int, float]] = {}
 
     def append(self, record: Record, now_s: float, expected: int | None, whole_stream: bool) -> tuple[int, bool]:

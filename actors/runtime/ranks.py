@@ -5,7 +5,7 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from actors.runtime.platform import Platform, Process
 from asearch.errors import TrainingError
@@ -14,6 +14,18 @@ from schemas.local import MAX_FRAME_BYTES, Command, RankFailed, RankReady, Reply
 START_TIMEOUT_S = 180.0
 R = TypeVar("R", bound=Reply)
 _LENGTH = struct.Struct("<I")
+
+
+class Rank(Protocol):
+    """What a trainer needs of a rank."""
+
+    async def ask(self, command: Command, expected: type[R], timeout_s: float) -> R:
+        """Carry a command out. Raises TrainingError."""
+        ...
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """End it."""
+        ...
 
 
 class RankProcess:

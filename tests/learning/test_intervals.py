@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +28,7 @@ def test_intervals_are_sorted_disjoint_and_as_few_as_possible(numbers: list[int]
         held.add(number)
     intervals = held.intervals()
     assert all(each.first <= each.last for each in intervals)
-    assert all(left.last + 1 < right.first for left, right in zip(intervals, intervals[1:], strict=False))
+    assert all(left.last + 1 < right.first for left, right in pairwise(intervals))
     assert IntervalSet(intervals) == held
 
 

@@ -99,9 +99,7 @@ def test_a_planner_made_anew_from_the_streams_wants_the_same(seed: int, chance: 
 
 
 LEDGER = LedgerRules(groups_per_step=2, max_refills=1, eta=1)
-RULES = PlanRules(
-    steps=3, group_size=2, ledger=LEDGER, max_groups_in_flight=3, max_empty_steps=1, n_eval=0, evaluations=()
-)
+RULES = PlanRules(steps=3, group_size=2, ledger=LEDGER, max_groups_in_flight=3, max_empty_steps=1, n_eval=0, evaluations=())
 
 
 def test_a_refill_goes_before_new_slots_and_within_the_bound() -> None:
