@@ -11,6 +11,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 import msgspec
 
+from asearch.configuration.plugins import check_plugins
 from asearch.configuration.settings import Settings
 from asearch.errors import ConfigError
 
@@ -67,6 +68,7 @@ def check_settings(settings: Settings) -> Settings:
         "world.entities": settings.world.entities,
         "world.relations": settings.world.relations,
         "engine.count": settings.engine.count,
+        "evaluation.questions": settings.evaluation.questions,
     }
     for path, value in positive.items():
         if value < 1:
@@ -77,6 +79,7 @@ def check_settings(settings: Settings) -> Settings:
         raise ConfigError(f"run.rule is {run.rule!r}{suggest(run.rule, ('mask', 'discard', 'keep'))}")
     if settings.engine.kind not in ("embedded", "sglang"):
         raise ConfigError(f"engine.kind is {settings.engine.kind!r}{suggest(settings.engine.kind, ('embedded', 'sglang'))}")
+    check_plugins(settings)
     return settings
 
 

@@ -17,6 +17,7 @@ from asearch.agents.settings import AgentSettings
 from asearch.corpus.index import BM25Index
 from asearch.corpus.passages import read_passages
 from asearch.data.tasks import LoadedTask, load_tasks
+from asearch.errors import InputError
 from schemas.records import Document, Segment, ToolResult
 
 MAX_PASSAGES = 2000
@@ -33,6 +34,7 @@ class _Clerk:
         self._words = [word.strip("?.,!;:\"'()<>") for word in question.split()] or ["it"]
         self._index, self._topk, self._rng = index, topk, rng
         self._result = ToolResult()
+        self._found: dict[str, Document] = {}
         self._searched = False
 
     def generate(self, request: GenerateRequest, state: EpisodeState) -> str:
@@ -61,8 +63,13 @@ class _Clerk:
         return word or "it"
 
     def call(self, call: ToolCall) -> ToolResult:
+        if call.tool == "access":
+            page = self._found.get(call.argument)
+            self._result = ToolResult(documents=[] if page is None else [page])
+            return self._result
         hits = self._index.search([call.argument], self._topk)[0]
         self._result = ToolResult(documents=[Document(url=p.url, text=p.contents, title=p.title) for p, _ in hits])
+        self._found |= {document.url: document for document in self._result.documents}
         return self._result
 
 
@@ -75,6 +82,8 @@ def format_demonstrations(
     questions = load_tasks(tasks)
     made = [_episode(n, rng.choice(questions), settings, tokenizer, index, rng) for n in range(N_DEMONSTRATIONS)]
     made = [episode for episode in made if episode]
+    if not made:
+        raise InputError(f"no question of {tasks} fits in the model's context: raise agent.max_context_tokens")
     batch: list[Segment] = []
     n_tokens = 0
     while True:

@@ -64,13 +64,19 @@ COMPACT = ToolFormat(
 PLAIN = msgspec.structs.replace(
     COMPACT,
     opening="<information>\n",
+    max_doc_chars=300,
+    max_page_chars=1_200,
+    page_chunk_chars=300,
     doc_header=" {url}: ",
     page_header=" ",
     no_results=" nothing",
     no_page=" nothing",
     failed=" failed",
 )
-"""Every word of a result follows a space, so that a word is the same token wherever it stands; for tokenizers of whole words."""
+"""Every word of a result follows a space, so that a word is the same token wherever it stands; for tokenizers of whole words.
+
+Lengths are for contexts of a few hundred tokens, in which a text of unknown words takes a token a byte.
+"""
 PRESETS = {"asearcher": ASEARCHER, "compact": COMPACT, "plain": PLAIN}
 
 

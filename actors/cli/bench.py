@@ -1,0 +1,56 @@
+"""`asearch bench NAME`: benchmarks of the whole system on this machine."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import uvloop
+
+from actors.bench.async_speedup import Load, compare
+from actors.runtime.platform import SystemPlatform
+
+
+@click.group("bench")
+def bench() -> None:
+    """Measure the whole system on this machine."""
+
+
+@bench.command("async")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of world, model, sampling and latencies.")
+@click.option("--steps", type=click.IntRange(min=2), default=Load.steps, show_default=True, help="Policy updates of each arm.")
+@click.option("--mean-s", type=float, default=Load.mean_s, show_default=True, help="Mean latency of a tool call, uncapped.")
+@click.option("--cap-s", type=float, default=Load.cap_s, show_default=True, help="Largest latency of a tool call.")
+@click.option("--keep", type=click.Path(path_type=Path), help="New folder in which both runs are left.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line at the end.")
+def async_(seed: int, steps: int, mean_s: float, cap_s: float, keep: Path | None, as_json: bool) -> None:
+    """Asynchronous (eta 4) against synchronous (eta 0) training with the same heavy-tailed tool latencies.
+
+    Each arm stands beside its bound. Synchronous: the sum over steps of the longest episode and the update. Asynchronous: the
+    larger of generation (episode seconds over the episodes that may be open at once) and training.
+    """
+    load = Load(steps=steps, mean_s=mean_s, cap_s=cap_s)
+    with tempfile.TemporaryDirectory(prefix="asearch-bench-") as aside:
+        folder = keep.resolve() if keep is not None else Path(aside)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            result = runner.run(compare(load, seed, folder, SystemPlatform(), _say))
+    _say(_summary(result))
+    if as_json:
+        click.echo(msgspec.json.encode(result).decode())
+
+
+def _summary(result: dict[str, Any]) -> str:
+    lines = [f"speedup {result['speedup']:.2f} (eta {result['async']['eta']} against 0)"]
+    for name in ("sync", "async"):
+        arm = result[name]
+        lines.append(
+            f"  {name:<6} {arm['steps']} steps in {arm['wall_s']:.1f} s; bound {arm['bound_s']:.1f} s "
+            f"({arm['efficiency']:.0%}); updates {arm['trainer_s']:.1f} s; {arm['tool_calls']} tool calls"
+        )
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

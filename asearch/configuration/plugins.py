@@ -1,0 +1,35 @@
+"""Names of plug-ins in a recipe, checked before any process starts that would look for them."""
+
+from asearch.agents.registry import AGENTS, CODECS, CONTEXTS
+from asearch.agents.settings import checked
+from asearch.configuration.settings import Settings
+from asearch.learning.advantages import estimators
+from asearch.learning.normalisation import normalisations
+from asearch.rewards.grader import REWARDS
+from asearch.rewards.normalise import NORMALISERS
+from asearch.training.settings import TrainerSettings
+
+OBJECTIVES = ("decoupled_ppo", "sft")
+"""Objectives that need no look-up: their registry imports torch, and reading settings should not."""
+
+
+def check_plugins(settings: Settings) -> None:
+    """Raises ConfigError, with the nearest name, for an agent, reward, objective ... that does not exist."""
+    agent = checked(settings.agent)
+    AGENTS.get(agent.name)
+    CODECS.get(agent.codec)
+    CONTEXTS.get(agent.context)
+    REWARDS.get(settings.rewards.name)
+    if settings.rewards.normalise is not None:
+        NORMALISERS.get(settings.rewards.normalise)
+    for trainer in (settings.trainer, settings.warmstart.trainer):
+        _check_trainer(trainer)
+
+
+def _check_trainer(trainer: TrainerSettings) -> None:
+    estimators.get(trainer.advantage)
+    normalisations.get(trainer.normalisation)
+    if trainer.objective not in OBJECTIVES:
+        from asearch.learning.objectives import objectives
+
+        objectives.get(trainer.objective)
