@@ -1,11 +1,12 @@
 """Archives every episode that has an outcome, then purges its facts; the only actor that purges streams.
 
 TRACE is purged up to the oldest episode that is still open: facts of ended episodes lie in `archive/episodes.jsonl` by then.
-BLOBS of an episode go when a committed checkpoint has settled its outcome.
+BLOBS of an episode go when the checkpoint before the newest has settled its outcome: a trainer may have to go back to that.
 """
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -99,7 +100,11 @@ class Recorder(Actor):
 
     async def _archive(self, sequence: int, outcome: EpisodeGraded | EpisodeDropped | EpisodeDead) -> None:
         if isinstance(outcome, EpisodeGraded):
-            await self._wait_for_end(outcome.episode)
+            await self._wait_for_trace(lambda: self._has_end(outcome.episode), outcome.episode)
+        else:
+            trace = await self.bus.stream_info("trace")
+            last = trace.last_sequence if trace.n_messages else 0
+            await self._wait_for_trace(lambda: self._trace_sequence >= last, outcome.episode)
         stored = self._facts.pop(outcome.episode, [])
         entry = ArchivedEpisode(
             episode=outcome.episode,
@@ -112,11 +117,11 @@ class Recorder(Actor):
         self._unsettled[outcome.episode] = sequence
         await self.platform.fault("recorder.archived")
 
-    async def _wait_for_end(self, episode: str) -> None:
+    async def _wait_for_trace(self, has_come: Callable[[], bool], episode: str) -> None:
         """Facts of an episode are stored before its outcome, but are read through another reader, which may be behind."""
         try:
             async with asyncio.timeout(TRACE_WAIT_S), self._trace_moved:
-                await self._trace_moved.wait_for(lambda: self._has_end(episode))
+                await self._trace_moved.wait_for(has_come)
         except TimeoutError:
             self.log.warning("the trace reader is behind", at=self._trace_sequence, episode=episode)
 
@@ -124,10 +129,13 @@ class Recorder(Actor):
         return any(isinstance(item.event, EpisodeFinished) for item in reversed(self._facts.get(episode, ())))
 
     async def _follow_checkpoints(self) -> None:
+        before: int | None = None
         async with aclosing(self.bus.read("policy", events=(CheckpointCommitted,))) as reader:
             async for stored in reader:
                 if isinstance(stored.event, CheckpointCommitted):
-                    await self._purge_blobs(stored.event.watermark)
+                    if before is not None:
+                        await self._purge_blobs(min(before, stored.event.watermark))
+                    before = stored.event.watermark
 
     async def _purge_blobs(self, watermark: int) -> None:
         for episode in [name for name, sequence in self._unsettled.items() if sequence <= watermark]:

@@ -38,6 +38,9 @@ from tests.sim.virtual import VirtualLoop, VirtualPlatform
 RUN = "sim"
 LIMIT_S = 4 * 3600.0
 """Virtual time after which a run that has not ended is taken for stuck."""
+RESTART_DELAY_S = 0.5
+SETTLE_S = 5.0
+"""From the end of the run to the stop of its actors: one that was killed at the end is up again by then."""
 
 SETTINGS = Settings(
     run=RunSettings(
@@ -124,12 +127,11 @@ class Simulation:
             self._start(name)
             keepers.append(asyncio.create_task(self._keep(name)))
         killers = [asyncio.create_task(self._kill(name, after_s)) for name, after_s in self.crashes]
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                self.ended = await _end_of(bus)
-                await asyncio.gather(*killers)
-        finally:
-            self._ending = True
+        async with asyncio.timeout(LIMIT_S):
+            self.ended = await _end_of(bus)
+        for killer in killers:
+            killer.cancel()
+        await asyncio.sleep(SETTLE_S)
         for name in reversed(names):
             self.alive[name].actor.stop()
             await self.alive[name].task
@@ -151,7 +153,6 @@ class Simulation:
         ]
         self.rank = ScriptedRank()
         self._n_lives: dict[str, int] = {}
-        self._ending = False
 
     # --- lives ---
 
@@ -186,9 +187,7 @@ class Simulation:
                 return
             if not living.task.cancelled():
                 raise living.task.exception() or AssertionError
-            if self._ending:
-                return
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(RESTART_DELAY_S)
             self._start(name)
 
     async def _kill(self, name: str, after_s: float) -> None:
