@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 class Load:
     """How much work, and how slow the tools are. The latency is a Pareto distribution with tail index `shape`."""
 
-    steps: int = 16
+    steps: int = 20
     groups_per_step: int = 4
     group_size: int = 8
     mean_s: float = 0.8
@@ -54,7 +54,7 @@ def settings_of_arm(load: Load, eta: int, seed: int, model: Path | None) -> Sett
         "run.eta": eta,
         "run.max_refills": 0,
         "run.max_empty_steps": load.steps,
-        "run.max_groups_in_flight": (ETA + 1) * load.groups_per_step,
+        "run.max_groups_in_flight": 2 * (ETA + 1) * load.groups_per_step,
         "trainer.lr": 1e-5,
         "tools.latency.distribution": "pareto",
         "tools.latency.mean_s": load.mean_s,

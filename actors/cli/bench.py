@@ -11,6 +11,7 @@ import uvloop
 
 from actors.bench.async_speedup import Load, compare
 from actors.runtime.platform import SystemPlatform
+from asearch.errors import InputError
 
 
 @click.group("bench")
@@ -31,6 +32,8 @@ def async_(seed: int, steps: int, mean_s: float, cap_s: float, keep: Path | None
     Each arm stands beside its bound. Synchronous: the sum over steps of the longest episode and the update. Asynchronous: the
     larger of generation (episode seconds over the episodes that may be open at once) and training.
     """
+    if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise InputError(f"{keep} exists and is not empty: give --keep a new folder")
     load = Load(steps=steps, mean_s=mean_s, cap_s=cap_s)
     with tempfile.TemporaryDirectory(prefix="asearch-bench-") as aside:
         folder = keep.resolve() if keep is not None else Path(aside)

@@ -21,7 +21,7 @@ def down(run: str | None, root: Path) -> None:
     """Stop live runs: open episodes are given up, the trainer checkpoints, every process ends."""
     live = [content for content in Workspace(root).live_runs() if run in (None, content.run)]
     if not live:
-        click.echo(f"nothing to stop: {'no run' if run is None else f'run {run!r}'} is live in {root}", err=True)
+        click.echo(f"nothing to stop: {'no run is' if run is None else f'run {run!r} is not'} live in {root}", err=True)
         return
     for content in live:
         click.echo(f"stopping run '{content.run}' (process {content.supervisor_pid})", err=True)

@@ -10,7 +10,7 @@ import click
 import msgspec
 import uvloop
 
-from actors.cli.session import Session
+from actors.cli.session import RESULT, Session
 from actors.runtime.local_run import LocalRun
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import check_name
@@ -18,13 +18,15 @@ from actors.runtime.workspace import Workspace
 from asearch.configuration.loading import load_settings
 from asearch.configuration.settings import Settings
 from asearch.errors import AsearchError, ConfigError
+from asearch.training import checkpoints
 
+CHECKPOINTS = "checkpoints"
 _PATH = click.Path(path_type=Path)
 
 
 @click.command("train")
 @click.argument("recipe", default="toy")
-@click.option("--run", "run", help="Name of the run; RECIPE-1, RECIPE-2 ... unless given. A run that was stopped goes on.")
+@click.option("--run", "run", help="Name of the run; RECIPE-1, RECIPE-2 ... unless given. A run that crashed goes on.")
 @click.option("--runs", "root", type=_PATH, default=Path("runs"), show_default=True, help="Folder that holds the runs.")
 @click.option("--seed", type=int, help="Seed of world, model, sampling and plan.")
 @click.option("--steps", type=int, help="Policy updates.")
@@ -34,7 +36,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--eval-tasks", type=_PATH, help="JSONL of held-out questions.")
 @click.option("--model", type=_PATH, help="Hugging Face folder of a Qwen2 or Qwen3 model.")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting; may be repeated.")
-@click.option("--port", type=int, default=0, help="Port of the broker on loopback; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the broker on loopback; 0 takes a free one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line at the end.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 def train(recipe: str, run: str | None, root: Path, port: int, as_json: bool, dry_run: bool, **given: Any) -> None:
@@ -66,9 +68,17 @@ def settings_of(recipe: str, given: dict[str, Any]) -> Settings:
 
 
 def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, as_json: bool) -> int:
-    """Run it in this process and its children until it ends or is interrupted; the exit status."""
+    """Run it in this process and its children until it ends or is interrupted; the exit status.
+
+    Raises ConfigError if the run is live or has ended, CheckpointError if its newest checkpoint is corrupt.
+    """
+    if (workspace.run_dir(name) / RESULT).is_file():
+        raise ConfigError(
+            f"run '{name}' has ended (see {workspace.run_dir(name) / RESULT}): choose another --run, or delete its folder"
+        )
     if any(content.run == name for content in workspace.live_runs()):
         raise ConfigError(f"run '{name}' is live: attach with `asearch up --run {name}`, or choose another --run")
+    checkpoints.newest(workspace.run_dir(name) / CHECKPOINTS)  # refuses a corrupt one before any process starts
     platform = SystemPlatform()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(workspace, name, settings, platform, port, as_json=as_json))

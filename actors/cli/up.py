@@ -26,7 +26,7 @@ REFRESH_S = 0.5
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--seed", type=int, help="Seed of a new run.")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting of a new run.")
-@click.option("--port", type=int, default=0, help="Port of the broker on loopback; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the broker on loopback; 0 takes a free one.")
 def up(recipe: str, run: str | None, root: Path, seed: int | None, overrides: tuple[str, ...], port: int) -> None:
     """Start broker and actors, train RECIPE and show it live; a run that is live already is shown instead."""
     workspace = Workspace(root)
