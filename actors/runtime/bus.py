@@ -253,6 +253,10 @@ class Bus(Protocol):
         """
         ...
 
+    async def delete_topology(self) -> None:
+        """Delete the run's streams and queues with all they hold; none has to exist."""
+        ...
+
     def gauges(self) -> dict[str, float]:
         """Counters since the start: reconnects, retries, slow consumers, malformed messages, lost pulls."""
         ...

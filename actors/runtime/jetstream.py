@@ -223,6 +223,10 @@ class JetStreamBus(Bus):
         for consumer in topology.TOPOLOGY.consumers:
             await self._api.ensure_consumer(consumer)
 
+    async def delete_topology(self) -> None:
+        for stream in topology.TOPOLOGY.streams:
+            await self._api.delete_stream(stream)
+
     def _count(self, name: str) -> None:
         self._counters[name] += 1
 

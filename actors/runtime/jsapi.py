@@ -176,6 +176,14 @@ class JetStreamApi:
                 raise
             await self.call(f"STREAM.UPDATE.{name}", config)
 
+    async def delete_stream(self, row: Stream) -> None:
+        """Delete a stream of the run with all it holds; one that does not exist is fine."""
+        try:
+            await self.call(f"STREAM.DELETE.{self.stream(row.name)}", None)
+        except ApiRefusal as refusal:
+            if refusal.err_code != STREAM_MISSING:
+                raise
+
     async def ensure_consumer(self, row: Consumer) -> None:
         """Create a durable queue of the run, or update it to the table."""
         stream = self.stream(row.stream)

@@ -12,7 +12,7 @@ from actors.runtime.bus import Bus
 from actors.runtime.jetstream import connect
 from actors.runtime.platform import Platform, Process
 from actors.runtime.prepare import Prepared, prepare
-from actors.runtime.run_files import RunFile, write_run_file
+from actors.runtime.run_files import RUN_FILE, RunFile, write_run_file
 from actors.runtime.supervisor import ChildSpec, Supervisor, tail
 from actors.runtime.workspace import Process as ProcessIdentity
 from actors.runtime.workspace import Workspace
@@ -63,6 +63,7 @@ class LocalRun:
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncGenerator[Bus]:
         """Prepare and start everything; on leaving, stop everything that was started, in reverse."""
+        is_new = not (self.run_dir / RUN_FILE).is_file()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
             with self.phases.phase("broker"):
@@ -76,6 +77,9 @@ class LocalRun:
             write_run_file(self.run_dir, content)
             bus = await connect(url, self.run, "supervisor", self.platform)
             stack.push_async_callback(bus.close)
+            if is_new:
+                # The folder of an older run of this name was deleted by hand; what the broker holds of it goes too.
+                await bus.delete_topology()
             await bus.ensure_topology()
             self.bus = bus
             yield bus

@@ -350,6 +350,10 @@ class MemoryBus(Bus):
         await self.platform.sleep(0.0)
         self.broker.ensure(self.run, dict(max_bytes or {}))
 
+    async def delete_topology(self) -> None:
+        await self.platform.sleep(0.0)
+        self.broker.forget(self.run)
+
     def _count(self, name: str) -> None:
         self._counters[name] += 1
 

@@ -299,6 +299,12 @@ class MemoryBroker:
         except KeyError:
             raise BusError(f"run {run!r} has no queue {name!r} on this broker") from None
 
+    def forget(self, run: str) -> None:
+        """Delete the streams and queues of a run."""
+        for held in (self.streams, self.queues):
+            for key in [key for key in held if key[0] == run]:
+                del held[key]
+
     def ensure(self, run: str, max_bytes: dict[str, int]) -> None:
         """Create or update the streams and queues of a run."""
         for row in topology.TOPOLOGY.streams:

@@ -18,7 +18,7 @@ from asearch.errors import (
 from schemas import commands, events, topology
 from schemas.records import BlobRef
 from tests.runtime.conftest import ACK_WAIT_S, Harness
-from tests.runtime.facts import call, dropped, ended, until
+from tests.runtime.facts import call, dropped, ended, requested, until
 
 
 async def collect(stream: object, n: int) -> list[Stored]:
@@ -172,9 +172,7 @@ async def test_a_long_read_is_complete_while_others_write(harness: Harness) -> N
     await asyncio.gather(*(write(f"w{k}") for k in range(10)))
     found = await reader
     assert [message.sequence for message in found] == list(range(1, 3001))
-    assert {message.event.id for message in found if message.event} == {
-        f"w{k}-call-{n}" for k in range(10) for n in range(300)
-    }
+    assert {message.event.id for message in found if message.event} == {f"w{k}-call-{n}" for k in range(10) for n in range(300)}
 
 
 async def test_bounded_read_ends_when_the_rest_was_purged(harness: Harness) -> None:
@@ -496,3 +494,14 @@ async def test_runs_do_not_see_each_other(harness: Harness) -> None:
     await other.ensure_topology()
     await other.ensure_topology()
     assert await other.last_sequence("trace") == 0
+
+
+async def test_a_deleted_run_begins_anew(harness: Harness) -> None:
+    bus = await harness.bus("scheduler")
+    await bus.delete_topology()
+    await bus.ensure_topology()
+    await bus.append(requested("e-0", 0), "e-0")
+    await bus.delete_topology()
+    await bus.ensure_topology()
+    assert await bus.last_sequence("plan") == 0
+    assert await bus.append(requested("e-0", 0), "e-0", expected=0) == 1
