@@ -178,7 +178,8 @@ class Engine(Actor):
                 await self._load(published)
             except EngineError as error:
                 self.log.warning("version not loaded", version=str(published.version), error=str(error))
-                if self.version is None:
+                # One that was deleted after the look above was replaced by a newer one, which comes next.
+                if self.version is None and await asyncio.to_thread(Path(published.manifest.path).is_dir):
                     raise
 
     async def _load(self, published: PolicyPublished) -> None:

@@ -1,0 +1,75 @@
+"""The supervisor with real processes."""
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.runtime import supervisor as module
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.supervisor import ChildFailedError, ChildSpec, Supervisor
+from tests.runtime.facts import until
+
+NOTE = "import sys, signal, time, pathlib\nlog = pathlib.Path(sys.argv[1])\n"
+PATIENT = NOTE + (
+    "def end(*_):\n    log.open('a').write(sys.argv[2] + ' ends\\n'); sys.exit(0)\n"
+    "signal.signal(signal.SIGTERM, end)\nlog.open('a').write(sys.argv[2] + ' begins\\n')\ntime.sleep(60)\n"
+)
+STUBBORN = NOTE + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nlog.open('a').write('up\\n')\ntime.sleep(60)\n"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RESTART_DELAY_S", 0.02)
+
+
+def spec(name: str, script: str, folder: Path, **more: object) -> ChildSpec:
+    argv = [sys.executable, "-S", "-c", script, str(folder / "notes"), name]
+    return ChildSpec(name, argv, folder / f"{name}.log", **more)  # type: ignore[arg-type]
+
+
+async def test_a_child_that_fails_too_often_takes_the_run_down(tmp_path: Path) -> None:
+    held = Supervisor(SystemPlatform())
+    failing = spec("bad", "import sys; sys.exit('no luck today')", tmp_path, max_restarts=2)
+    with pytest.raises(ChildFailedError, match=r"bad failed 3 times in 60 s \(status 1\)") as caught:
+        async with asyncio.timeout(20.0):
+            await held.run([spec("good", PATIENT, tmp_path), failing])
+    assert "no luck today" in str(caught.value)
+    assert held.children["good"][0] is None
+    assert held.children["bad"] == (None, 2)
+
+
+async def test_failures_long_ago_do_not_count(tmp_path: Path) -> None:
+    held = Supervisor(SystemPlatform())
+    script = NOTE + "n = len(log.read_text()) if log.exists() else 0\nlog.write_text('x' * (n + 1))\nsys.exit(n < 4)\n"
+    async with asyncio.timeout(20.0):
+        await held.run([spec("late", script, tmp_path, max_restarts=1, period_s=0.01)])
+    assert held.is_done("late")
+    assert held.children["late"] == (None, 4)
+
+
+async def test_children_stop_in_reverse_order(tmp_path: Path) -> None:
+    held = Supervisor(SystemPlatform())
+    notes = tmp_path / "notes"
+    task = asyncio.create_task(held.run([spec(name, PATIENT, tmp_path) for name in ("a", "b", "c")]))
+    await until(lambda: notes.exists() and notes.read_text().count("begins") == 3, 20.0)
+    assert all(pid is not None for pid, _ in held.children.values())
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert [line for line in notes.read_text().splitlines() if "ends" in line] == ["c ends", "b ends", "a ends"]
+    assert all(pid is None for pid, _ in held.children.values())
+
+
+async def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOP_GRACE_S", 0.2)
+    held = Supervisor(SystemPlatform())
+    task = asyncio.create_task(held.run([spec("deaf", STUBBORN, tmp_path)]))
+    await until(lambda: (tmp_path / "notes").exists(), 20.0)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        async with asyncio.timeout(5.0):
+            await task
+    assert held.children["deaf"] == (None, 0)
