@@ -91,8 +91,9 @@ def _tasks(settings: Settings) -> tuple[list[LoadedTask], list[LoadedTask]]:
     tasks = load_tasks(Path(data.tasks or ""), data.max_question_chars)
     limit = settings.evaluation.questions
     if data.eval_tasks is not None:
-        held_out = load_tasks(Path(data.eval_tasks), data.max_question_chars)[:limit]
+        held_out = load_tasks(Path(data.eval_tasks), data.max_question_chars)
         train = without_questions_of(tasks, held_out)
+        held_out = held_out[:limit]
     else:
         train, held_out = split_tasks(tasks, data.eval_fraction, limit)
     if not train or not held_out:
