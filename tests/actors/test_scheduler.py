@@ -1,0 +1,121 @@
+"""The scheduler: the only writer of PLAN, whole groups, nothing left in flight."""
+
+import asyncio
+from collections import Counter
+
+import msgspec
+import pytest
+
+from actors.scheduler import Scheduler, SecondSchedulerError
+from asearch.configuration.settings import EvaluationSettings, Settings
+from asearch.data.tasks import LoadedTask
+from schemas.commands import Lease
+from schemas.events import EpisodeDropped, EpisodeRequested, GroupAdmitted, PolicyPublished, RunEnded, RunStarted
+from schemas.records import Version, WeightManifest
+from tests.actors.conftest import Stage
+from tests.sim.simulation import SETTINGS
+
+TASKS = [LoadedTask(id=f"task-{n}", question="Which?", answers=["red"]) for n in range(8)]
+TRAIN_ONLY = msgspec.structs.replace(SETTINGS, evaluation=EvaluationSettings(before=False, after=False))
+
+
+def with_lease(lease_s: float) -> Settings:
+    return msgspec.structs.replace(TRAIN_ONLY, run=msgspec.structs.replace(SETTINGS.run, lease_s=lease_s))
+
+
+async def publish(stage: Stage) -> None:
+    bus = await stage.connect("trainer")
+    version = Version(lineage=1, step=0)
+    manifest = WeightManifest(path="/nowhere", shards=[])
+    await bus.append(PolicyPublished(id="p", model="policy", version=version, parent=None, manifest=manifest), "policy")
+
+
+async def scheduler(stage: Stage, settings: Settings = TRAIN_ONLY, name: str = "scheduler-0") -> Scheduler:
+    held = Scheduler(await stage.context(name, settings), TASKS, [])
+    await stage.start(held)
+    return held
+
+
+async def test_of_two_schedulers_one_exits(stage: Stage) -> None:
+    await scheduler(stage)
+    second = await scheduler(stage, name="scheduler-1")
+    await publish(stage)
+    async with asyncio.timeout(15.0):
+        done, _ = await asyncio.wait([task for _, task in stage.living], return_when=asyncio.FIRST_COMPLETED)
+    (loser,) = done
+    error = loser.exception()
+    assert isinstance(error, ExceptionGroup)
+    assert error.subgroup(SecondSchedulerError) is not None
+    assert len(await stage.facts("plan", RunStarted)) == 1
+    groups = await stage.wait_for("plan", GroupAdmitted, n=9)
+    assert len({group.group for group in groups}) == 9  # type: ignore[attr-defined]
+    assert second in [actor for actor, _ in stage.living]
+
+
+async def test_a_stop_at_any_time_leaves_whole_groups_and_nothing_in_flight(stage: Stage) -> None:
+    held = await scheduler(stage)
+    await publish(stage)
+    await stage.wait_for("plan", EpisodeRequested, n=4)
+    await stage.end(held)
+    plan = await stage.facts("plan")
+    assert isinstance(plan[-1], RunEnded)
+    assert plan[-1].reason == "stopped"
+    requested = Counter(event.group for event in plan if isinstance(event, EpisodeRequested))
+    groups = [event for event in plan if isinstance(event, GroupAdmitted)]
+    assert all(requested[group.group] == group.members for group in groups)
+    dropped = [event for event in await stage.facts("outcomes") if isinstance(event, EpisodeDropped)]
+    assert {event.reason for event in dropped} == {"run_ended"}
+    assert {event.episode for event in dropped} == {event.episode for event in plan if isinstance(event, EpisodeRequested)}
+
+
+async def test_a_restart_asks_for_what_an_admitted_group_still_lacks(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash between the admission of a group and the requests for its episodes."""
+    context = await stage.context("scheduler-0", TRAIN_ONLY)
+
+    async def crash(name: str) -> None:
+        if name == "scheduler.group_admitted":
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(context.platform, "fault", crash)
+    first = Scheduler(context, TASKS, [])
+    await stage.start(first)
+    await publish(stage)
+    with pytest.raises(ExceptionGroup):
+        await stage.task(first)
+    assert len(await stage.facts("plan", GroupAdmitted)) == 1
+    assert await stage.facts("plan", EpisodeRequested) == []
+    await scheduler(stage)
+    requested = await stage.wait_for("plan", EpisodeRequested, n=6)
+    assert [event.episode for event in requested[:4]] == ["t-0-0-0", "t-0-0-1", "t-0-0-2", "t-1-0-0"]  # type: ignore[attr-defined]
+
+
+async def test_what_nobody_holds_is_asked_for_again(stage: Stage) -> None:
+    held = await scheduler(stage, with_lease(1.0))
+    await publish(stage)
+    first = await stage.wait_for("plan", EpisodeRequested, n=27)
+    driver, kept = await stage.connect("driver"), first[0].episode  # type: ignore[attr-defined]
+
+    async def hold() -> None:
+        while True:
+            await driver.publish(Lease(driver="driver-0", at_ns=0, episodes=[kept]), key="driver-0")
+            await asyncio.sleep(0.2)
+
+    holding = asyncio.create_task(hold())
+    everything = await stage.wait_for("plan", EpisodeRequested, n=27 + 26)
+    again = [event for event in everything[27:] if isinstance(event, EpisodeRequested)]
+    assert {event.attempt for event in again} == {1}
+    assert kept not in {event.episode for event in again}
+    assert len({event.episode for event in again}) == 26
+    holding.cancel()
+    await stage.end(held)
+
+
+async def test_an_ended_run_stays_ended(stage: Stage) -> None:
+    held = await scheduler(stage)
+    await stage.end(held)
+    again = Scheduler(await stage.context("scheduler-0", TRAIN_ONLY), TASKS, [])
+    await stage.start(again)
+    await publish(stage)
+    async with asyncio.timeout(10.0):
+        await stage.task(again)
+    assert [type(event) for event in await stage.facts("plan")] == [RunStarted, RunEnded]
