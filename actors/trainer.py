@@ -5,7 +5,6 @@ can publish nothing. Batches and verdicts depend on the order of OUTCOMES alone.
 """
 
 import asyncio
-import os
 import random
 import shutil
 from contextlib import aclosing
@@ -133,7 +132,7 @@ class Trainer(Actor):
         self._lineage = lineage + 1
         await self._append(
             TrainerClaimed(
-                id=f"claim-{MODEL}-{self._lineage}-{self.context.actor_id}-{os.getpid()}",
+                id=f"claim-{MODEL}-{self._lineage}-{self.platform.new_id()}",
                 at_ns=self.platform.now_ns(),
                 model=MODEL,
                 lineage=self._lineage,

@@ -93,9 +93,7 @@ async def test_blobs_go_with_the_checkpoint_before_the_newest(stage: Stage) -> N
     await until(lambda: held.gauges()["n_archived"] == 2)
 
     async def commit(step: int, watermark: int) -> None:
-        event = CheckpointCommitted(
-            id=f"c{step}", model="policy", lineage=1, step=step, path="", watermark=watermark, counted=[]
-        )
+        event = CheckpointCommitted(id=f"c{step}", model="policy", lineage=1, step=step, path="", watermark=watermark, counted=[])
         await trainer.append(event, "policy")
 
     await commit(1, 1)

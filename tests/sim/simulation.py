@@ -18,7 +18,7 @@ from actors.grader import Grader
 from actors.recorder import Recorder
 from actors.runtime.actor import Actor, Context
 from actors.runtime.memory import MemoryBus
-from actors.runtime.memory_broker import Faults, MemoryBroker
+from actors.runtime.memory_broker import Faults, MemoryBroker, MemoryStream, Record
 from actors.scheduler import Scheduler
 from actors.tool import Tool
 from actors.trainer import Trainer
@@ -29,9 +29,8 @@ from asearch.data.tasks import LoadedTask
 from asearch.models.tokenizer import Tokenizer
 from asearch.models.tokenizer_builder import build_tokenizer, save_tokenizer
 from asearch.tools.base import ToolSet
-from schemas import topology
 from schemas.codec import decode_event
-from schemas.events import RunEnded, TokensGenerated
+from schemas.events import Event, RunEnded, TokensGenerated
 from tests.sim.parts import WORDS, ScriptedRank, ScriptedServer, ScriptedTool
 from tests.sim.virtual import VirtualLoop, VirtualPlatform
 
@@ -109,6 +108,7 @@ class Simulation:
     n_drivers: int = 1
     crashes: tuple[tuple[str, float], ...] = ()
     alive: dict[str, Living] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
 
     def run(self) -> "Simulation":
         """Play it to the end in a loop of its own."""
@@ -120,6 +120,8 @@ class Simulation:
         self._prepare()
         bus = MemoryBus(self.broker, RUN, "supervisor", VirtualPlatform("supervisor", self.seed))
         await bus.ensure_topology()
+        for stream in self.broker.streams.values():
+            self._note_appends(stream)
         names = ["trainer-0", *(f"engine-{n}" for n in range(self.n_engines)), "grader-0", "tool-0"]
         names += [*(f"driver-{n}" for n in range(self.n_drivers)), "recorder-0", "scheduler-0"]
         keepers = []
@@ -138,7 +140,6 @@ class Simulation:
         await asyncio.gather(*keepers)
         self.problems = Problems()
         self.terms = audit(await gather(bus, self.folder, self.problems), self.problems)
-        self.log = self._read_log()
         self.duration_s = asyncio.get_running_loop().time()
 
     def _prepare(self) -> None:
@@ -203,15 +204,22 @@ class Simulation:
 
     # --- what came of it ---
 
-    def _read_log(self) -> list[str]:
-        """Every stored fact: stream, kind, key, id, token ids. No clocks, no floats."""
-        lines: list[str] = []
-        for row in topology.TOPOLOGY.streams:
-            for record in self.history(row.name):
-                event = decode_event(record)
-                ids = unpack_ids(event.columns["ids"].data) if isinstance(event, TokensGenerated) else ""
-                lines.append(f"{row.name} {type(event).__name__} {event.id} {ids}")
-        return lines
+    def _note_appends(self, stream: MemoryStream) -> None:
+        """Log every fact as it is stored, whether or not it is purged later."""
+        append = stream.append
+
+        def noted(record: Record, now_s: float, expected: int | None, whole_stream: bool) -> tuple[int, bool]:
+            sequence, known = append(record, now_s, expected, whole_stream)
+            if not known:
+                self.log.append(self._line(stream.row.name, decode_event(record.data), sequence))
+            return sequence, known
+
+        stream.append = noted  # type: ignore[method-assign]
+
+    def _line(self, stream: str, event: Event, sequence: int) -> str:
+        """Stream, sequence, kind, id, token ids. No clocks, no floats."""
+        ids = unpack_ids(event.columns["ids"].data) if isinstance(event, TokensGenerated) else ""
+        return f"{stream} {sequence} {type(event).__name__} {event.id} {ids}"
 
     def history(self, stream: str) -> list[bytes]:
         """What a stream holds."""
