@@ -1,7 +1,6 @@
 """`asearch actor KIND`: one actor process of a run, as supervisors and systemd start it."""
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from actors.runtime.jetstream import connect
 from actors.runtime.logs import configure_logs
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import RunFile, read_run_file
+from asearch import parent
 
 KINDS = ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder")
 
@@ -22,9 +22,13 @@ KINDS = ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder
 @click.argument("kind", type=click.Choice(KINDS))
 @click.option("--run", "run_dir", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--id", "actor_id", help="Name among the actors of the run; KIND-0 unless given.")
-def actor(kind: str, run_dir: Path, actor_id: str | None) -> None:
+@click.option("--die-with-parent", is_flag=True, help="Be killed when the process that started this one ends (Linux).")
+def actor(kind: str, run_dir: Path, actor_id: str | None, die_with_parent: bool) -> None:
     """Run one actor of a run until it is told to stop."""
     configure_logs()
+    if die_with_parent:
+        # Killed, not drained: a run whose supervisor died has not ended, it goes on when it is started again.
+        parent.die_with_parent(signal.SIGKILL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_live(kind, run_dir.resolve(), actor_id or f"{kind}-0"))
 
@@ -104,12 +108,3 @@ BUILDERS: dict[str, Callable[[Context, RunFile], Actor]] = {
     "trainer": _trainer,
     "recorder": _recorder,
 }
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of that pid exists."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True

@@ -103,20 +103,16 @@ class LocalRun:
         engines = [("engine", f"engine-{number}") for number in range(self.settings.engine.count)]
         order = [("trainer", "trainer-0"), *engines, ("grader", "grader-0"), ("tool", "tool-0"), ("driver", "driver-0")]
         order += [("recorder", "recorder-0"), ("scheduler", "scheduler-0")]
-        return [
-            ChildSpec(
-                name=actor_id,
-                argv=[sys.executable, "-m", "actors.cli.main", "actor", kind, "--run", str(self.run_dir), "--id", actor_id],
-                log_path=self.run_dir / "logs" / f"{actor_id}.log",
-            )
-            for kind, actor_id in order
-        ]
+        command = [sys.executable, "-m", "actors.cli.main", "actor", "--run", str(self.run_dir), "--die-with-parent"]
+        logs = self.run_dir / "logs"
+        return [ChildSpec(name=name, argv=[*command, "--id", name, kind], log_path=logs / f"{name}.log") for kind, name in order]
 
     async def _start_corpus(self, prepared: Prepared, stack: contextlib.AsyncExitStack) -> str:
         self.say("starting the corpus server")
         port_file, log_path = self.run_dir / "corpus.port", self.run_dir / "logs" / "corpus.log"
         port_file.unlink(missing_ok=True)
         argv = [sys.executable, "-m", "asearch.corpus", "--corpus", str(prepared.corpus), "--port-file", str(port_file)]
+        argv += ["--die-with-parent"]
         if prepared.pages is not None:
             argv += ["--pages", str(prepared.pages)]
         process = await self.platform.spawn(argv, log_path=log_path)

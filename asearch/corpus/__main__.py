@@ -20,7 +20,16 @@ _FILE = click.Path(path_type=Path)
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=int, default=0, help="Port to listen on; 0 takes a free one.")
 @click.option("--port-file", type=_FILE, help="File that gets the port's number once the server answers.")
-def main(corpus: Path, pages: Path | None, page_dir: Path | None, host: str, port: int, port_file: Path | None) -> None:
+@click.option("--die-with-parent", is_flag=True, help="End when the process that started this one ends (Linux).")
+def main(
+    corpus: Path,
+    pages: Path | None,
+    page_dir: Path | None,
+    host: str,
+    port: int,
+    port_file: Path | None,
+    die_with_parent: bool,
+) -> None:
     """Serve search and pages of a corpus: POST /retrieve, POST /access, GET /page/{id}, GET /health."""
     try:
         uvloop.run(serve(CorpusStore.load(corpus, pages, page_dir), host, port, port_file))

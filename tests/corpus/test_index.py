@@ -19,7 +19,7 @@ def test_scores_are_bm25_with_lucene_idf():
     ((best, score), *_) = BM25Index.build(passages(*texts)).search(["a"], 3)[0]
     idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
     mean = (3 + 5 + 2) / 3
-    wanted = idf * 2 / (2 + 1.2 * (1 - 0.75 + 0.75 * 5 / mean))
+    wanted = idf * 2 / (2 + 0.9 * (1 - 0.4 + 0.4 * 5 / mean))
     assert best.id == "1"
     assert score == pytest.approx(wanted, rel=1e-5)
 

@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import itertools
 import logging
-import os
 import random
 import signal
 import socket
@@ -33,12 +32,12 @@ from asearch.models.decoder import Decoder
 from asearch.models.kv_cache import KvCache
 from asearch.models.tokenizer import Tokenizer
 from asearch.models.weights import load_weights
+from asearch.parent import die_with_parent
 
 _DEFAULT_CONTEXT = 32768
 _CACHE_BYTES = 64 << 30
 """Address space for the cache; only what is written becomes resident."""
 _STOP_S = 1.0
-_PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _BODY_BYTES = 256 << 20
 _SWITCH_S = 0.0005
@@ -52,7 +51,7 @@ def serve(options: Options) -> None:
     sys.setswitchinterval(_SWITCH_S)
     _keep_freed_memory()
     if options.die_with_parent:
-        _die_with_parent()
+        die_with_parent(signal.SIGTERM)
     torch.set_num_threads(options.threads)
     listener = _bind(options)
     config = ModelConfig.load(options.model_path)
@@ -118,14 +117,6 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel for SIGTERM at the end of the parent, so that a killed parent leaves no server behind."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:
-        raise EngineError("the process that started the server has ended already")
 
 
 def _request(
