@@ -8,6 +8,7 @@ import pytest
 from actors import driver as module
 from actors.driver import Driver
 from actors.runtime import engines
+from actors.runtime.bus import Stored
 from actors.runtime.episode_run import MAX_IDLE_TAKES
 from actors.tool import Tool
 from asearch.agents.packed import unpack_ids
@@ -61,13 +62,13 @@ class Cast:
     """A driver and its engines."""
 
     def __init__(self, stage: Stage, model_dir: str, tokenizer: Tokenizer) -> None:
-        self.stage, self._model_dir, self._tokenizer = stage, model_dir, tokenizer
+        self.stage, self.model_dir, self._tokenizer = stage, model_dir, tokenizer
 
     async def engine(self, script: Script, name: str = "engine-0") -> ActingEngine:
         return await ActingEngine(await self.stage.connect("engine"), name, self._tokenizer, script).start()
 
     async def driver(self, settings: Settings = SETTINGS, name: str = "driver-0") -> Driver:
-        held = Driver(await self.stage.context(name, settings), self._model_dir)
+        held = Driver(await self.stage.context(name, settings), self.model_dir)
         await self.stage.start(held)
         return held
 
@@ -210,6 +211,25 @@ async def test_a_driver_that_takes_over_goes_on_from_the_trace(cast: Cast) -> No
     asked = [event for event in await cast.trace() if isinstance(event, ToolRequested)]
     assert len({event.call for event in asked}) == 1
     await until(lambda: second.gauges()["n_done"] == 1)
+
+
+async def test_of_two_drivers_that_take_over_one_is_refused(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = await cast.stage.connect("driver")
+    last = await bus.append(taken("driver-7", request()), "e1", expected=0)
+    seen = await bus.read_key("trace", "e1")
+    await bus.append(taken("driver-8", request(attempt=1)), "e1", expected=last)
+    engine = await cast.engine(answer)
+    held = Driver(await cast.stage.context("driver-0"), cast.model_dir)
+
+    async def before_the_other(*_: str) -> list[Stored]:
+        return seen
+
+    monkeypatch.setattr(held.bus, "read_key", before_the_other)
+    await cast.stage.start(held)
+    await cast.ask(request(attempt=2), request("e2"))
+    await cast.stage.wait_for("trace", EpisodeFinished)
+    assert [event.driver for event in await cast.trace() if isinstance(event, EpisodeTaken)] == ["driver-7", "driver-8"]
+    assert [command.episode for command in engine.asked] == ["e2"]
 
 
 async def test_an_episode_that_nobody_can_go_on_with_is_dead(cast: Cast) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -52,8 +53,21 @@ async def test_of_two_schedulers_one_exits(stage: Stage) -> None:
     assert second in [actor for actor, _ in stage.living]
 
 
-async def test_a_stop_at_any_time_leaves_whole_groups_and_nothing_in_flight(stage: Stage) -> None:
-    held = await scheduler(stage)
+async def test_a_stop_in_the_middle_leaves_whole_groups_and_nothing_in_flight(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every append takes a while to be confirmed, so the stop always comes while one is under way."""
+    context = await stage.context("scheduler-0", TRAIN_ONLY)
+    append = context.bus.append
+
+    async def slow(*args: Any, **named: Any) -> int:
+        sequence = await append(*args, **named)
+        await asyncio.sleep(0.05)
+        return sequence
+
+    monkeypatch.setattr(context.bus, "append", slow)
+    held = Scheduler(context, TASKS, [])
+    await stage.start(held)
     await publish(stage)
     await stage.wait_for("plan", EpisodeRequested, n=4)
     await stage.end(held)
@@ -69,11 +83,14 @@ async def test_a_stop_at_any_time_leaves_whole_groups_and_nothing_in_flight(stag
 
 
 async def test_a_restart_asks_for_what_an_admitted_group_still_lacks(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash between the admission of a group and the requests for its episodes."""
+    """A crash between the admission of the last group there is room for and the requests for its episodes."""
     context = await stage.context("scheduler-0", TRAIN_ONLY)
 
+    points: list[str] = []
+
     async def crash(name: str) -> None:
-        if name == "scheduler.group_admitted":
+        points.append(name)
+        if points.count("scheduler.group_admitted") == 9:
             raise RuntimeError("killed")
 
     monkeypatch.setattr(context.platform, "fault", crash)
@@ -82,11 +99,11 @@ async def test_a_restart_asks_for_what_an_admitted_group_still_lacks(stage: Stag
     await publish(stage)
     with pytest.raises(ExceptionGroup):
         await stage.task(first)
-    assert len(await stage.facts("plan", GroupAdmitted)) == 1
-    assert await stage.facts("plan", EpisodeRequested) == []
+    assert len(await stage.facts("plan", GroupAdmitted)) == 9
+    assert len(await stage.facts("plan", EpisodeRequested)) == 24
     await scheduler(stage)
-    requested = await stage.wait_for("plan", EpisodeRequested, n=6)
-    assert [event.episode for event in requested[:4]] == ["t-0-0-0", "t-0-0-1", "t-0-0-2", "t-1-0-0"]  # type: ignore[attr-defined]
+    requested = await stage.wait_for("plan", EpisodeRequested, n=27)
+    assert [event.episode for event in requested[24:]] == ["t-8-0-0", "t-8-0-1", "t-8-0-2"]  # type: ignore[attr-defined]
 
 
 async def test_what_nobody_holds_is_asked_for_again(stage: Stage) -> None:
