@@ -39,6 +39,7 @@ class Driver(Actor):
         self._engines = EngineDirectory(context.platform)
         self._chunks: dict[str, asyncio.Queue[GenerationChunk]] = {}
         self._results: dict[str, asyncio.Future[ToolResult]] = {}
+        self._held: set[str] = set()
         self._episodes: dict[str, asyncio.Task[None]] = {}
         self._n_asks = 0
         self._n_done = 0
@@ -64,7 +65,7 @@ class Driver(Actor):
     async def work(self) -> None:
         """Say which episodes are held, for as long as the actor lives."""
         while True:
-            lease = Lease(driver=self.context.actor_id, at_ns=self.platform.now_ns(), episodes=list(self._episodes))
+            lease = Lease(driver=self.context.actor_id, at_ns=self.platform.now_ns(), episodes=list(self._held))
             with suppress(BusError):
                 await self.bus.publish(lease, key=self.context.actor_id)
             await self.platform.sleep(LEASE_S)
@@ -76,20 +77,34 @@ class Driver(Actor):
 
     async def handle(self, event: Event, stored: Stored) -> None:
         """Take one episode when there is a place for it."""
-        if not isinstance(event, EpisodeRequested) or event.episode in self._episodes:
+        if not isinstance(event, EpisodeRequested) or event.episode in self._held:
             return
-        await self._slots.acquire()
-        run = self._run_of(event)
+        # In the lease from here on, also while it waits for a place: or the scheduler would ask for it again.
+        self._held.add(event.episode)
         try:
+            await self._slots.acquire()
+        except BaseException:
+            self._held.discard(event.episode)
+            raise
+        try:
+            run = self._run_of(event)
             state = await run.take()
         except BaseException:
-            self._slots.release()
+            self._let_go(event.episode)
             raise
         if state is None:
-            self._slots.release()
+            self._let_go(event.episode)
             return
-        task = self.spawn(self._hold(run, run.run(state)), f"episode {event.episode}")
-        self._episodes[event.episode] = task
+        self._episodes[event.episode] = self.spawn(self._hold(run, run.run(state)), f"episode {event.episode}")
+
+    def _let_go(self, episode: str) -> None:
+        """Forget an episode and free its place."""
+        self._held.discard(episode)
+        self._episodes.pop(episode, None)
+        for call in [call for call in self._results if call.startswith(f"{episode}:")]:
+            del self._results[call]
+        self._engines.forget(episode)
+        self._slots.release()
 
     def _run_of(self, request: EpisodeRequested) -> EpisodeRun:
         return EpisodeRun(
@@ -116,9 +131,7 @@ class Driver(Actor):
             self._n_abandoned += 1
             self.log.warning("episode let go: the broker refuses", episode=episode, why=str(error))
         finally:
-            self._episodes.pop(episode, None)
-            self._engines.forget(episode)
-            self._slots.release()
+            self._let_go(episode)
 
     async def _on_cancel(self, incoming: Incoming) -> None:
         if isinstance(incoming.message, CancelEpisodes):

@@ -21,6 +21,9 @@ from schemas.records import Column, Version, VersionRun
 
 MAX_PENDING = 2048
 VERSION_WAIT_S = 60.0
+MAX_LOADS = 5
+"""Loads in a row that may fail before the actor gives its server up."""
+LOAD_RETRY_S = 1.0
 
 
 class InferenceServer(Protocol):
@@ -169,6 +172,7 @@ class Engine(Actor):
                 newest.put_nowait(stored.event)
 
     async def _load_each(self, newest: asyncio.Queue[PolicyPublished]) -> None:
+        n_failed = 0
         while True:
             published = await newest.get()
             if not await asyncio.to_thread(Path(published.manifest.path).is_dir):
@@ -176,11 +180,16 @@ class Engine(Actor):
                 continue
             try:
                 await self._load(published)
+                n_failed = 0
             except EngineError as error:
-                self.log.warning("version not loaded", version=str(published.version), error=str(error))
-                # One that was deleted after the look above was replaced by a newer one, which comes next.
-                if self.version is None and await asyncio.to_thread(Path(published.manifest.path).is_dir):
+                n_failed += 1
+                self.log.warning("version not loaded", version=str(published.version), error=str(error), n=n_failed)
+                if n_failed >= MAX_LOADS:
                     raise
+                if newest.empty() and await asyncio.to_thread(Path(published.manifest.path).is_dir):
+                    await self.platform.sleep(LOAD_RETRY_S)
+                    with suppress(asyncio.QueueFull):
+                        newest.put_nowait(published)
 
     async def _load(self, published: PolicyPublished) -> None:
         begun_s = self.platform.monotonic()

@@ -39,6 +39,7 @@ class Recorder(Actor):
         self._path: Path = context.run_dir / "archive" / "episodes.jsonl"
         self._facts: dict[str, list[Stored]] = {}
         self._trace_sequence = 0
+        self._outcome_sequence = 0
         self._trace_moved = asyncio.Condition()
         self._archived: set[str] = set()
         self._unsettled: dict[str, int] = {}
@@ -76,17 +77,24 @@ class Recorder(Actor):
         purged_s = self.platform.monotonic()
         async with aclosing(self.bus.read("outcomes")) as reader:
             async for stored in reader:
-                outcome = stored.event
-                if isinstance(outcome, EpisodeGraded | EpisodeDropped | EpisodeDead) and outcome.episode not in self._archived:
-                    await self._archive(stored.sequence, outcome)
+                await self._take(stored)
                 if self.platform.monotonic() - purged_s > PURGE_EVERY_S:
                     await self._purge()
                     purged_s = self.platform.monotonic()
 
     async def drain(self) -> None:
-        """Make what was archived durable."""
+        """Archive the outcomes that are stored by now, and make everything durable."""
+        async with aclosing(self.bus.read("outcomes", start_sequence=self._outcome_sequence + 1, follow=False)) as rest:
+            async for stored in rest:
+                await self._take(stored)
         await asyncio.to_thread(self._sync)
         self._file.close()
+
+    async def _take(self, stored: Stored) -> None:
+        outcome = stored.event
+        if isinstance(outcome, EpisodeGraded | EpisodeDropped | EpisodeDead) and outcome.episode not in self._archived:
+            await self._archive(stored.sequence, outcome)
+        self._outcome_sequence = stored.sequence
 
     async def _follow_trace(self) -> None:
         async with aclosing(self.bus.read("trace")) as reader:

@@ -259,7 +259,7 @@ class Scheduler(Actor):
         lease_s, now_s = self.settings.run.lease_s, self.platform.monotonic()
         held = {name for seen_s, names in self._leases.values() if now_s - seen_s < lease_s for name in names}
         for episode, request in list(self._open.items()):
-            if episode not in held and now_s - self._asked_s[episode] > lease_s and episode in self._open:
+            if episode in self._open and episode not in held and now_s - self._asked_s[episode] > lease_s:
                 self.log.info("asking again", episode=episode, attempt=request.attempt + 1)
                 await self._request(
                     msgspec.structs.replace(

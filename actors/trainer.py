@@ -16,11 +16,11 @@ import msgspec
 from actors.runtime.actor import Actor, Context
 from actors.runtime.ranks import Rank, RankProcess
 from asearch.configuration.loading import recipe_hash
-from asearch.errors import AsearchError, ConflictError, TrainingError
+from asearch.errors import AsearchError, BlobMissingError, ConflictError, TrainingError
 from asearch.learning.ledger import Ledger, LedgerSnapshot, StepClosed
 from asearch.learning.rules import ledger_rules
 from asearch.training import checkpoints
-from schemas.codec import decode_trajectory
+from schemas.codec import MalformedError, decode_trajectory
 from schemas.events import (
     CheckpointCommitted,
     EpisodeGraded,
@@ -50,6 +50,7 @@ from schemas.records import Segment, Version, WeightManifest
 MODEL = "policy"
 STEP_TIMEOUT_S = 3600.0
 MAX_STEPS_AHEAD = 64
+MAX_FETCHES = 64
 
 
 class SecondTrainerError(AsearchError):
@@ -79,6 +80,8 @@ class Trainer(Actor):
         self._hash = recipe_hash(context.settings)
         self._batches: asyncio.Queue[Batch] = asyncio.Queue(maxsize=MAX_STEPS_AHEAD)
         self._fetching: dict[str, asyncio.Task[list[Segment]]] = {}
+        self._fetches = asyncio.Semaphore(MAX_FETCHES)
+        self._n_blobs_missing = 0
         self._last_policy = 0
         self._lineage = 1
         self._step = 0
@@ -100,6 +103,7 @@ class Trainer(Actor):
             "train_s": self._train_s,
             "idle_s": self._idle_s,
             "n_batches": self._batches.qsize(),
+            "n_blobs_missing": self._n_blobs_missing,
         }
 
     # --- start: claim, restore, publish ---
@@ -159,7 +163,7 @@ class Trainer(Actor):
                 outcome = stored.event
                 if not isinstance(outcome, Outcome) or outcome.purpose != "train":
                     continue
-                if isinstance(outcome, EpisodeGraded):
+                if isinstance(outcome, EpisodeGraded) and not ledger.is_settled(stored.sequence):
                     self._prefetch(outcome)
                 for effect in ledger.fold(stored.sequence, outcome):
                     if isinstance(effect, StepClosed):
@@ -172,9 +176,16 @@ class Trainer(Actor):
             self._fetching[outcome.episode] = asyncio.create_task(self._fetch(outcome), name=f"fetch {outcome.episode}")
 
     async def _fetch(self, outcome: EpisodeGraded) -> list[Segment]:
+        """The segments of an episode; none where its trajectory is gone, so that one lost payload stops nobody."""
         if outcome.trajectory is None:
-            raise TrainingError(f"episode {outcome.episode} was graded without a trajectory")
-        return decode_trajectory(await self.bus.get_blob(outcome.trajectory)).segments
+            return []
+        try:
+            async with self._fetches:
+                return decode_trajectory(await self.bus.get_blob(outcome.trajectory)).segments
+        except (BlobMissingError, MalformedError) as error:
+            self.log.error("an episode is trained without its tokens", episode=outcome.episode, error=str(error))
+            self._n_blobs_missing += 1
+            return []
 
     def _batch_of(self, closed: StepClosed) -> Batch:
         kept = [outcome.episode for group in closed.groups for outcome in group]
@@ -219,8 +230,12 @@ class Trainer(Actor):
         parent = Version(lineage=self._lineage, step=self._step)
         self._step += 1
         self._n_tokens += done.n_tokens_trained if done else 0
+        is_last = self._step >= self.settings.run.steps
+        if is_last:
+            # Evaluation begins when the last version appears: that step must not be lost again.
+            await self._checkpoint()
         await self._publish(parent, changed=done is not None and not done.skipped)
-        if self._step % self.settings.checkpoint.every_steps == 0 or self._step >= self.settings.run.steps:
+        if not is_last and self._step % self.settings.checkpoint.every_steps == 0:
             await self._checkpoint()
 
     async def _groups(self, batch: Batch) -> list[TrainGroup]:
@@ -263,7 +278,7 @@ class Trainer(Actor):
             staleness=done.staleness if done else {},
             n_tokens_trained=done.n_tokens_trained if done else 0,
             n_tokens_masked_stale=done.n_tokens_masked_stale if done else 0,
-            n_tokens_discarded=0,
+            n_tokens_discarded=sum(verdict.n_tokens for verdict in closed.verdicts if verdict.reason is not None),
             empty=done is None,
             metrics=done.metrics if done else {},
             elapsed_ns=done.elapsed_ns if done else 0,
@@ -329,7 +344,7 @@ class Trainer(Actor):
     async def drain(self) -> None:
         """Finish the step under way, commit what was trained, stop the rank, delete the published files."""
         if self._step_under_way is not None:
-            await self._step_under_way
+            await asyncio.shield(self._step_under_way)
         for task in self._fetching.values():
             task.cancel()
         await self._checkpoint()

@@ -69,16 +69,41 @@ def check_settings(settings: Settings) -> Settings:
         "world.relations": settings.world.relations,
         "engine.count": settings.engine.count,
         "evaluation.questions": settings.evaluation.questions,
+        "run.max_groups_in_flight": run.max_groups_in_flight,
+        "run.max_episodes_per_driver": run.max_episodes_per_driver,
+        "engine.threads": settings.engine.threads,
+        "checkpoint.every_steps": settings.checkpoint.every_steps,
+        "checkpoint.keep_versions": settings.checkpoint.keep_versions,
+        "tools.concurrency": settings.tools.concurrency,
+    }
+    not_negative = {
+        "seed": settings.seed,
+        "run.eta": run.eta,
+        "run.max_refills": run.max_refills,
+        "run.max_empty_steps": run.max_empty_steps,
+        "warmstart.steps": settings.warmstart.steps,
+    }
+    durations_s = {
+        "run.episode_deadline_s": run.episode_deadline_s,
+        "run.lease_s": run.lease_s,
+        "tools.deadline_s": settings.tools.deadline_s,
+        "engine.start_timeout_s": settings.engine.start_timeout_s,
     }
     for path, value in positive.items():
         if value < 1:
             raise ConfigError(f"{path} must be at least 1, got {value}")
-    if run.eta < 0:
-        raise ConfigError(f"run.eta must be 0 (synchronous) or more, got {run.eta}")
+    for path, value in not_negative.items():
+        if value < 0:
+            raise ConfigError(f"{path} must be 0 or more, got {value}")
+    for path, seconds in durations_s.items():
+        if not 0 < seconds < float("inf"):
+            raise ConfigError(f"{path} must be a number of seconds above 0, got {seconds}")
+    if run.min_graded is not None and not 1 <= run.min_graded <= run.group_size:
+        raise ConfigError(f"run.min_graded must be from 1 to run.group_size ({run.group_size}), got {run.min_graded}")
     if run.rule not in ("mask", "discard", "keep"):
         raise ConfigError(f"run.rule is {run.rule!r}{suggest(run.rule, ('mask', 'discard', 'keep'))}")
-    if settings.engine.kind not in ("embedded", "sglang"):
-        raise ConfigError(f"engine.kind is {settings.engine.kind!r}{suggest(settings.engine.kind, ('embedded', 'sglang'))}")
+    if settings.engine.kind != "embedded":
+        raise ConfigError(f"engine.kind is {settings.engine.kind!r}; this version runs the embedded engine only")
     check_plugins(settings)
     return settings
 

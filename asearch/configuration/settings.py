@@ -44,8 +44,6 @@ class WorldSettings(Table, frozen=True, kw_only=True):
 
     entities: int = 64
     relations: int = 6
-    max_hops: int = 3
-    test_questions: int = 300
     seed: int | None = None
 
 
@@ -135,7 +133,6 @@ class EvaluationSettings(Table, frozen=True, kw_only=True):
     before: bool = True
     after: bool = True
     questions: int = 300
-    seeds: int = 1
 
 
 class CheckpointSettings(Table, frozen=True, kw_only=True):

@@ -43,11 +43,15 @@ class Refill:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a group: kept (`reason` None) or discarded. `sequences` are those of its graded episodes."""
+    """What became of a group: kept (`reason` None) or discarded.
+
+    `sequences` are those of its graded episodes, `n_tokens` what these generated.
+    """
 
     group: str
     reason: str | None
     sequences: tuple[int, ...]
+    n_tokens: int
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Ledger:
 
     def fold(self, sequence: int, outcome: Outcome) -> list[Refill | StepClosed]:
         """Take one outcome. A sequence that is already settled, or not newer than the last, changes nothing."""
-        if self._is_settled(sequence) or sequence <= self.folded:
+        if self.is_settled(sequence) or sequence <= self.folded:
             return []
         self.folded = sequence
         group = self._open.setdefault(outcome.group, _OpenGroup(outcome.slot, outcome.refill, outcome.members))
@@ -127,7 +131,8 @@ class Ledger:
         del self._open[outcome.group]
         return self._close(outcome.group, group)
 
-    def _is_settled(self, sequence: int) -> bool:
+    def is_settled(self, sequence: int) -> bool:
+        """Whether the group of this outcome is closed and its verdict stands."""
         return (
             sequence in self.counted
             or sequence in self.ungraded
@@ -142,7 +147,8 @@ class Ledger:
                 self.ungraded.add(sequence)
         reason = self._reason_to_discard([outcome for _, outcome in graded], group.members)
         sequences = tuple(sequence for sequence, _ in graded)
-        self._verdicts.append(Verdict(name, reason, sequences))
+        n_tokens = sum(outcome.n_tokens_generated for _, outcome in graded)
+        self._verdicts.append(Verdict(name, reason, sequences, n_tokens))
         if reason is None:
             self._kept.append(tuple(outcome for _, outcome in graded))
             return self._resolve()
