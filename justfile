@@ -32,6 +32,10 @@ train *args: setup
 test *args: setup
     {{bin}}/pytest -m "not slow" {{args}}
 
+# the long levels too
+test-all *args: setup
+    {{bin}}/pytest {{args}}
+
 # format, lint, types, layers
 check: setup
     {{bin}}/ruff format --check .
