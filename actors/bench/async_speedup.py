@@ -135,7 +135,7 @@ async def _tell(view: View, name: str, platform: Platform, say: Say) -> None:
     while True:
         await platform.sleep(REPORT_S)
         n_steps = len(view.report.journal.steps)
-        if n_steps != told:
+        if view.report.planned_steps and n_steps != told:
             say(f"{name} arm: {n_steps}/{view.report.planned_steps} steps")
             told = n_steps
 

@@ -43,6 +43,9 @@ def gather_inputs(settings: Settings, folder: Path, say: Callable[[str], None]) 
     if (data.corpus is None) != (data.tasks is None):
         missing = "data.tasks (--tasks)" if data.tasks is None else "data.corpus (--corpus)"
         raise ConfigError(f"a corpus and its tasks go together: {missing} is not set")
+    if data.corpus is None and (data.pages or data.eval_tasks):
+        extra = "data.pages (--pages)" if data.pages else "data.eval_tasks (--eval-tasks)"
+        raise ConfigError(f"{extra} needs --corpus and --tasks: without them the run is on a generated world with its own")
     if data.corpus is None or data.tasks is None:
         spec = world_spec(settings)
         say(f"generating a world of {spec.n_entities} entities and {spec.n_relations} relations (seed {spec.seed})")

@@ -175,6 +175,7 @@ def test_missing_file(asearch: Asearch, tmp_path: Path, corpus: Path, tasks: Pat
 def test_corpus_needs_tasks_and_rows(asearch: Asearch, tmp_path: Path, corpus: Path, tasks: Path) -> None:
     assert "--tasks" in asearch("train", "toy", "--corpus", corpus).message
     assert "--corpus" in asearch("train", "toy", "--tasks", tasks).message
+    assert "--eval-tasks" in asearch("train", "toy", "--eval-tasks", tasks).message
     empty = lines(tmp_path / "empty.jsonl")
     assert "no passages" in asearch("train", "toy", "--corpus", empty, "--tasks", tasks).message
     assert "no tasks" in asearch("train", "toy", "--corpus", corpus, "--tasks", empty).message
