@@ -125,7 +125,7 @@ def cache_dir(settings: Settings, inputs: Inputs) -> Path:
     """Where the warm start of these settings and inputs is kept: `$ASEARCH_CACHE`, else `~/.cache/asearch`."""
     root = Path(os.environ.get("ASEARCH_CACHE") or Path.home() / ".cache" / "asearch")
     digest = hashlib.sha256()
-    parts = (settings.seed, settings.world, settings.model, settings.warmstart, settings.agent)
+    parts = (settings.seed, settings.world, settings.model, settings.warmstart, settings.agent, inputs.world)
     digest.update(msgspec.json.encode(parts, order="deterministic"))
     code = sorted(Path(asearch.__file__).parent.rglob("*.py"))
     for path in (inputs.corpus, inputs.train_tasks, *code):
