@@ -28,7 +28,7 @@ def actor(kind: str, run_dir: Path, actor_id: str | None, die_with_parent: bool)
     configure_logs()
     if die_with_parent:
         # Killed, not drained: a run whose supervisor died has not ended, it goes on when it is started again.
-        parent.die_with_parent(signal.SIGKILL)
+        parent.die_with_parent(signal.SIGKILL, read_run_file(run_dir.resolve()).supervisor_pid)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_live(kind, run_dir.resolve(), actor_id or f"{kind}-0"))
 

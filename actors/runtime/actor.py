@@ -25,9 +25,17 @@ from schemas.records import Version
 from schemas.topology import consumer_named, is_key
 
 HEARTBEAT_S = 1.0
+DRAIN_TIMEOUT_S = 10.0
+DRAIN_TIMEOUTS_S = {"trainer": 30.0}
+"""Kinds that need longer: the trainer finishes its step and writes a checkpoint."""
 MAX_DELIVERIES = 5
 """Deliveries of one fact that may fail for an unexpected reason before it is dead."""
 RETRY_DELAY_S = 1.0
+
+
+def drain_timeout_s(kind: str) -> float:
+    """How long an actor of this kind may drain; its supervisor waits a little longer before it kills."""
+    return DRAIN_TIMEOUTS_S.get(kind, DRAIN_TIMEOUT_S)
 
 
 @dataclass
@@ -70,6 +78,9 @@ class Actor(ABC):
 
     async def start(self) -> None:
         """Get ready: read state, open files, subscribe. The actor is `ready` when this returns."""
+
+    async def abort_start(self) -> None:
+        """Close what an interrupted `start` has opened, where the end of the process does not; `drain` is not called then."""
 
     @abstractmethod
     async def work(self) -> None:
@@ -115,24 +126,35 @@ class Actor(ABC):
         task.add_done_callback(self._background.discard)
         return task
 
-    async def run(self, drain_timeout_s: float = 10.0) -> None:
-        """Live from start to drain. Raises what the actor died of."""
+    async def run(self, drain_s: float | None = None) -> None:
+        """Live from start to drain, which takes at most `drain_s` (the kind's own limit unless given).
+
+        Raises what the actor died of.
+        """
+        limit_s = drain_timeout_s(self.kind) if drain_s is None else drain_s
         async with asyncio.TaskGroup() as group:
             self._group = group
             self.spawn(self._beat(), "heartbeat")
-            await self.start()
-            await self.platform.fault(f"{self.kind}.started")
-            queue = await self.bus.consume(self.queue, self._deliver, concurrency=self.concurrency) if self.queue else None
-            self.become("ready")
-            await self._until_stopped(self.work())
-            self._stopping.set()
-            self.become("draining")
-            async with _bounded(drain_timeout_s):
-                if queue is not None:
-                    await queue.drain(drain_timeout_s)
-                await self.drain()
+            if await self._until_stopped(self.start()):
+                await self._live(limit_s)
+            else:
+                self.become("draining", "an interrupted start")
+                async with _bounded(limit_s):
+                    await self.abort_start()
             for task in list(self._background):
                 task.cancel()
+
+    async def _live(self, drain_s: float) -> None:
+        await self.platform.fault(f"{self.kind}.started")
+        queue = await self.bus.consume(self.queue, self._deliver, concurrency=self.concurrency) if self.queue else None
+        self.become("ready")
+        await self._until_stopped(self.work())
+        self._stopping.set()
+        self.become("draining")
+        async with _bounded(drain_s):
+            if queue is not None:
+                await queue.drain(drain_s)
+            await self.drain()
 
     def become(self, state: str, waiting_for: str = "") -> None:
         """Change the state that heartbeats report; said at once, not at the next beat."""
@@ -141,7 +163,8 @@ class Actor(ABC):
         if changed:
             self.log.info("state", state=state, waiting_for=waiting_for or None)
 
-    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do the work until it is done or the actor is asked to stop; whether it was done. Raises what the work raised."""
         worker = asyncio.create_task(work, name="work")
         stopper = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
@@ -152,8 +175,10 @@ class Actor(ABC):
                 worker.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await worker
-        if worker.done() and not worker.cancelled():
-            worker.result()
+        if worker.cancelled():
+            return False
+        worker.result()
+        return True
 
     async def _beat(self) -> None:
         while True:

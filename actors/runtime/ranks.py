@@ -51,12 +51,18 @@ class RankProcess:
             )
         finally:
             theirs.close()
-        ours.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
-        rank = cls(process, reader, writer, log_path)
-        ready = await rank._read(START_TIMEOUT_S)
-        if not isinstance(ready, RankReady):
-            raise TrainingError(f"the rank did not start: {ready}")
+        try:
+            ours.setblocking(False)
+            reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+            rank = cls(process, reader, writer, log_path)
+            ready = await rank._read(START_TIMEOUT_S)
+            if not isinstance(ready, RankReady):
+                raise TrainingError(f"the rank did not start: {ready}")
+        except BaseException:
+            # Nobody else knows of the process yet; it has nothing to lose.
+            ours.close()
+            process.kill()
+            raise
         return rank
 
     async def ask(self, command: Command, expected: type[R], timeout_s: float) -> R:

@@ -1,4 +1,4 @@
-"""Keeps the processes of a run alive on one machine: ordered start, bounded restarts, reverse stop.
+"""Keeps the processes of a run alive on one machine: ordered start, bounded restarts, stop in stages.
 
 On hosts systemd does this, with the same intensity and period.
 """
@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import structlog
@@ -17,53 +18,86 @@ from asearch.errors import AsearchError
 
 STOP_GRACE_S = 12.0
 RESTART_DELAY_S = 0.5
+MAX_RESTARTS, PERIOD_S = 5, 60.0
+"""More failures than this in the period take the whole run down."""
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class ChildSpec:
-    """A process to keep alive. One that ends with status 0 is done; any other end is a failure.
+    """A process to keep alive. One that `may_end` is done when it ends with status 0; every other end is a failure.
 
-    More than `max_restarts` failures in `period_s` seconds take the whole run down.
+    More than `max_restarts` failures in `period_s` seconds take the whole run down. Children of a lower `stage` stop first,
+    those of one stage together; one that runs `grace_s` after SIGTERM is killed. A child with a `ready_file` has started when
+    it has written that file.
     """
 
     name: str
     argv: Sequence[str]
     log_path: Path
     env: dict[str, str] | None = None
-    max_restarts: int = 5
-    period_s: float = 60.0
+    max_restarts: int = MAX_RESTARTS
+    period_s: float = PERIOD_S
+    may_end: bool = False
+    stage: int = 0
+    grace_s: float = STOP_GRACE_S
+    ready_file: Path | None = None
+    ready_timeout_s: float = 120.0
 
 
 class ChildFailedError(AsearchError):
     """A process failed too often."""
 
 
+class Intensity:
+    """Counts failures within a sliding window."""
+
+    def __init__(self, max_restarts: int = MAX_RESTARTS, period_s: float = PERIOD_S) -> None:
+        self.max_restarts = max_restarts
+        self.period_s = period_s
+        self._failures: deque[float] = deque()
+
+    @property
+    def n_failures(self) -> int:
+        """Failures in the window as of the newest one."""
+        return len(self._failures)
+
+    def exceeded(self, now_s: float) -> bool:
+        """Count a failure; whether there are now too many."""
+        self._failures.append(now_s)
+        while now_s - self._failures[0] > self.period_s:
+            self._failures.popleft()
+        return len(self._failures) > self.max_restarts
+
+
 @dataclass
 class _Child:
     spec: ChildSpec
+    intensity: Intensity
     process: Process | None = None
-    failures: deque[float] = field(default_factory=deque[float])
     n_restarts: int = 0
     done: bool = False
 
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
 
 class Supervisor:
-    """Starts children in order, restarts those that fail, stops them in reverse."""
+    """Starts children in order, restarts those that fail, stops them in stages."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
         self._children: list[_Child] = []
         self._stopping = False
+        self._killed = False
         self._log = structlog.get_logger()
 
     @property
     def children(self) -> dict[str, tuple[int | None, int]]:
         """By name: the pid (None when it does not run) and how often it was restarted."""
         return {
-            child.spec.name: (
-                child.process.pid if child.process is not None and child.process.returncode is None else None,
-                child.n_restarts,
-            )
+            child.spec.name: (child.process.pid if child.process is not None and child.runs else None, child.n_restarts)
             for child in self._children
         }
 
@@ -71,29 +105,69 @@ class Supervisor:
         """Whether the child ended by itself, in order."""
         return any(child.done for child in self._children if child.spec.name == name)
 
+    async def start(self, spec: ChildSpec) -> None:
+        """Start one child before the others and wait until it is ready; `run` keeps it alive, `stop` ends it.
+
+        Raises ChildFailedError if it ends or is not ready in time.
+        """
+        child = _Child(spec, Intensity(spec.max_restarts, spec.period_s))
+        self._children.append(child)
+        await self._start(child)
+        deadline_s = self._platform.monotonic() + spec.ready_timeout_s
+        while spec.ready_file is not None and not spec.ready_file.is_file():
+            if not child.runs or self._platform.monotonic() > deadline_s:
+                raise ChildFailedError(f"{spec.name} did not start; the end of {spec.log_path}:\n{tail(spec.log_path)}")
+            await self._platform.sleep(_POLL_S)
+
     async def run(self, specs: Sequence[ChildSpec]) -> None:
-        """Keep the children alive until cancelled. Raises ChildFailedError when one fails too often."""
-        self._children = [_Child(spec) for spec in specs]
+        """Keep these children, and those already started, alive until cancelled; on leaving stop them all.
+
+        A cancellation while they stop kills them. Raises ChildFailedError when one fails too often.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
                 for child in self._children:
-                    await self._start(child)
                     tasks.create_task(self._keep(child), name=f"keep {child.spec.name}")
+                for spec in specs:
+                    await self.start(spec)
+                    tasks.create_task(self._keep(self._children[-1]), name=f"keep {spec.name}")
         except* ChildFailedError as group:
             raise group.exceptions[0] from None
         finally:
-            await asyncio.shield(self.stop())
+            await self._stop_for_certain()
+
+    async def _stop_for_certain(self) -> None:
+        stopping = asyncio.create_task(self.stop(), name="stop")
+        cancelled: asyncio.CancelledError | None = None
+        while not stopping.done():
+            try:
+                await asyncio.shield(stopping)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self.kill()
+        if cancelled is not None:
+            raise cancelled
 
     async def _start(self, child: _Child) -> None:
         spec = child.spec
-        child.process = await self._platform.spawn(spec.argv, env=spec.env, log_path=spec.log_path)
+        if spec.ready_file is not None:
+            spec.ready_file.unlink(missing_ok=True)
+        spawning = asyncio.ensure_future(self._platform.spawn(spec.argv, env=spec.env, log_path=spec.log_path))
+        try:
+            child.process = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            # The process may exist by now: whoever stops the children must know it.
+            child.process = await spawning
+            raise
+        if self._killed:
+            child.process.kill()
 
     async def _keep(self, child: _Child) -> None:
         while child.process is not None:
             status = await child.process.wait()
             if self._stopping:
                 return
-            if status == 0:
+            if status == 0 and child.spec.may_end:
                 child.done = True
                 return
             self._count_failure(child, status)
@@ -102,30 +176,39 @@ class Supervisor:
             await self._start(child)
 
     def _count_failure(self, child: _Child, status: int) -> None:
-        now_s, spec = self._platform.monotonic(), child.spec
-        child.failures.append(now_s)
-        while child.failures and now_s - child.failures[0] > spec.period_s:
-            child.failures.popleft()
+        spec = child.spec
         self._log.warning("process ended", name=spec.name, status=status, log=str(spec.log_path))
-        if len(child.failures) > spec.max_restarts:
+        if child.intensity.exceeded(self._platform.monotonic()):
             raise ChildFailedError(
-                f"{spec.name} failed {len(child.failures)} times in {spec.period_s:g} s (status {status}); "
+                f"{spec.name} failed {child.intensity.n_failures} times in {spec.period_s:g} s (status {status}); "
                 f"the end of {spec.log_path}:\n{tail(spec.log_path)}"
             )
 
-    async def stop(self) -> None:
-        """Stop every child, the last started first: SIGTERM, then SIGKILL after a grace."""
-        self._stopping = True
-        for child in reversed(self._children):
-            if child.process is None or child.process.returncode is not None:
-                continue
-            child.process.terminate()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_GRACE_S):
-                    await child.process.wait()
-            if child.process.returncode is None:
+    def kill(self) -> None:
+        """SIGKILL every child now; `stop`, which may be under way, waits for their ends."""
+        self._stopping = self._killed = True
+        for child in self._children:
+            if child.process is not None:
                 child.process.kill()
-                await child.process.wait()
+
+    async def stop(self) -> None:
+        """Stop every child, stage by stage: SIGTERM, then SIGKILL after its grace."""
+        self._stopping = True
+        ordered = sorted(self._children, key=lambda child: child.spec.stage)
+        for _, stage in groupby(ordered, key=lambda child: child.spec.stage):
+            await asyncio.gather(*(_end(child.process, child.spec.grace_s) for child in stage if child.process is not None))
+
+
+async def _end(process: Process, grace_s: float) -> None:
+    if process.returncode is not None:
+        return
+    process.terminate()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            await process.wait()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
 
 
 def tail(path: Path, n_lines: int = 15) -> str:

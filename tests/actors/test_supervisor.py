@@ -45,28 +45,62 @@ async def test_failures_long_ago_do_not_count(tmp_path: Path) -> None:
     held = Supervisor(SystemPlatform())
     script = NOTE + "n = len(log.read_text()) if log.exists() else 0\nlog.write_text('x' * (n + 1))\nsys.exit(n < 4)\n"
     async with asyncio.timeout(20.0):
-        await held.run([spec("late", script, tmp_path, max_restarts=1, period_s=0.01)])
+        await held.run([spec("late", script, tmp_path, max_restarts=1, period_s=0.01, may_end=True)])
     assert held.is_done("late")
     assert held.children["late"] == (None, 4)
 
 
-async def test_children_stop_in_reverse_order(tmp_path: Path) -> None:
+async def test_children_stop_in_stages(tmp_path: Path) -> None:
     held = Supervisor(SystemPlatform())
     notes = tmp_path / "notes"
-    task = asyncio.create_task(held.run([spec(name, PATIENT, tmp_path) for name in ("a", "b", "c")]))
-    await until(lambda: notes.exists() and notes.read_text().count("begins") == 3, 20.0)
+    specs = [spec(name, PATIENT, tmp_path, stage=stage) for name, stage in (("late", 2), ("first", 0), ("a", 1), ("b", 1))]
+    task = asyncio.create_task(held.run(specs))
+    await until(lambda: notes.exists() and notes.read_text().count("begins") == 4, 20.0)
     assert all(pid is not None for pid, _ in held.children.values())
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    assert [line for line in notes.read_text().splitlines() if "ends" in line] == ["c ends", "b ends", "a ends"]
+    ends = [line.split()[0] for line in notes.read_text().splitlines() if "ends" in line]
+    assert (ends[0], sorted(ends[1:3]), ends[3]) == ("first", ["a", "b"], "late")
     assert all(pid is None for pid, _ in held.children.values())
 
 
-async def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STOP_GRACE_S", 0.2)
+async def test_a_child_that_must_not_end_is_started_again(tmp_path: Path) -> None:
     held = Supervisor(SystemPlatform())
-    task = asyncio.create_task(held.run([spec("deaf", STUBBORN, tmp_path)]))
+    with pytest.raises(ChildFailedError, match=r"quiet failed 2 times in 60 s \(status 0\)"):
+        async with asyncio.timeout(20.0):
+            await held.run([spec("quiet", "", tmp_path, max_restarts=1)])
+
+
+async def test_a_second_cancellation_kills_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    held = Supervisor(SystemPlatform())
+    task = asyncio.create_task(held.run([spec("deaf", STUBBORN, tmp_path, grace_s=60.0)]))
+    await until(lambda: (tmp_path / "notes").exists(), 20.0)
+    task.cancel()
+    await asyncio.sleep(0.1)
+    assert held.children["deaf"][0] is not None
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(5.0):
+            await task
+    assert held.children["deaf"] == (None, 0)
+
+
+async def test_a_child_is_started_when_it_is_ready(tmp_path: Path) -> None:
+    held = Supervisor(SystemPlatform())
+    ready = tmp_path / "ready"
+    ready.write_text("of an earlier process")
+    script = "import sys, time, pathlib\ntime.sleep(0.2)\npathlib.Path(sys.argv[1]).with_name('ready').touch()\ntime.sleep(60)\n"
+    await held.start(spec("server", script, tmp_path, ready_file=ready))
+    assert ready.read_text() == ""
+    await held.stop()
+    with pytest.raises(ChildFailedError, match="broken did not start"):
+        await Supervisor(SystemPlatform()).start(spec("broken", "", tmp_path, ready_file=ready))
+
+
+async def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+    held = Supervisor(SystemPlatform())
+    task = asyncio.create_task(held.run([spec("deaf", STUBBORN, tmp_path, grace_s=0.2)]))
     await until(lambda: (tmp_path / "notes").exists(), 20.0)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
