@@ -1,7 +1,9 @@
 """`asearch bench NAME`: benchmarks of the whole system on this machine."""
 
 import asyncio
+import sys
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import msgspec
 import uvloop
 
 from actors.bench.async_speedup import Load, compare
+from actors.cli.train import stop_signals
 from actors.runtime.platform import SystemPlatform
 from asearch.errors import InputError
 
@@ -38,10 +41,24 @@ def async_(seed: int, steps: int, mean_s: float, cap_s: float, keep: Path | None
     with tempfile.TemporaryDirectory(prefix="asearch-bench-") as aside:
         folder = keep.resolve() if keep is not None else Path(aside)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            result = runner.run(compare(load, seed, folder, SystemPlatform(), _say))
+            result = runner.run(_until_signal(compare(load, seed, folder, SystemPlatform(), _say)))
+    if result is None:
+        _say("interrupted: every process of the benchmark was stopped")
+        sys.exit(130)
     _say(_summary(result))
     if as_json:
         click.echo(msgspec.json.encode(result).decode())
+
+
+async def _until_signal(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any] | None:
+    """The result of the work, None if a signal ended it: the first stops everything in order, the next kills."""
+    task = asyncio.create_task(work, name="bench")
+    for number in stop_signals():
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return None
 
 
 def _summary(result: dict[str, Any]) -> str:

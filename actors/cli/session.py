@@ -41,32 +41,45 @@ class Session:
         self.local = local
         self._as_json = as_json
         self._interrupted = asyncio.Event()
-        self._actors_run = False
+        self.actors_run = False
         self._begun_s = local.platform.monotonic()
 
     def interrupt(self, task: "asyncio.Task[int]") -> None:
-        """Stop: before the actors run at once, then by the scheduler, which leaves nothing in flight."""
-        if self._actors_run and not self._interrupted.is_set():
+        """Stop: before the actors run at once, then by the scheduler, which leaves nothing in flight; a second time kill."""
+        if not self.actors_run:
+            task.cancel()
+        elif not self._interrupted.is_set():
             click.echo("stopping: open episodes are given up, the trainer checkpoints (Ctrl-C again to stop at once)", err=True)
             self._interrupted.set()
         else:
-            task.cancel()
+            click.echo("killing the actors", err=True)
+            self.local.supervisor.kill()
 
     async def run(self) -> int:
         """The whole run; the exit status."""
+        phases = self.local.phases
         async with self.local.started() as bus, follow(bus) as view:
             ended = await self._live(view)
-            await view.catch_up(bus)
+            left_s = self.local.platform.monotonic()
+            if ended is not None:
+                await view.catch_up(bus)
+        phases.since("stop", left_s)
+        if ended is None:
+            name = self.local.run
+            click.echo(
+                f"stopped at once: run '{name}' has not ended; it goes on from its newest checkpoint with --run {name}", err=True
+            )
+            return 130
         self._report(view, ended)
-        if ended is not None and ended.reason not in ("completed", "stopped"):
+        if ended.reason not in ("completed", "stopped"):
             raise RunFailedError(f"{ended.reason}: {ended.message}")
-        return 0 if ended is not None and ended.reason == "completed" else 130
+        return 0 if ended.reason == "completed" else 130
 
     async def _live(self, view: View) -> RunEnded | None:
         """Keep the actors and the screen going until the run ends or is interrupted, then stop the actors in order."""
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            self._actors_run = True
+            self.actors_run = True
             actors = tasks.create_task(self.local.supervise(), name="supervise")
             screen = tasks.create_task(self._show(view), name="screen")
             ended = tasks.create_task(self.local.until_ended(), name="ended")
@@ -91,31 +104,33 @@ class Session:
         last_s = platform.monotonic()
         with LiveScreen() as screen:
             while True:
-                phase = _phase(view.report)
-                screen.show(
-                    Frame(
-                        run=self.local.run,
-                        now_ns=platform.now_ns(),
-                        elapsed_s=platform.monotonic() - self._begun_s,
-                        phase=phase_of(view.report),
-                        report=view.report,
-                        vitals=view.vitals,
-                        queues=view.queues,
-                        processes=self.local.supervisor.children,
-                    )
-                )
-                await platform.sleep(REFRESH_S)
-                now_s = platform.monotonic()
-                phases.seconds[phase] = phases.seconds.get(phase, 0.0) + now_s - last_s
-                last_s = now_s
+                phase = "stop" if self._interrupted.is_set() else _phase(view.report)
+                screen.show(self._frame(view))
+                try:
+                    await platform.sleep(REFRESH_S)
+                finally:
+                    last_s = phases.since(phase, last_s)
 
-    def _report(self, view: View, ended: RunEnded | None) -> None:
+    def _frame(self, view: View) -> Frame:
+        platform = self.local.platform
+        return Frame(
+            run=self.local.run,
+            now_ns=platform.now_ns(),
+            elapsed_s=platform.monotonic() - self._begun_s,
+            phase=phase_of(view.report),
+            report=view.report,
+            vitals=view.vitals,
+            queues=view.queues,
+            processes=self.local.supervisor.children,
+        )
+
+    def _report(self, view: View, ended: RunEnded) -> None:
         phases_s = {name: round(value, 1) for name, value in self.local.phases.seconds.items()}
         result = view.report.to_json()
         result["run"] = self.local.run
         result["wall_s"] = round(self.local.platform.monotonic() - self._begun_s, 1)
         result["phases_s"] = phases_s
-        result["ended"] = ended.reason if ended else "interrupted"
+        result["ended"] = ended.reason
         (self.local.run_dir / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
         self._draw(view, self.local.run_dir / PICTURE)
         click.echo(final_summary(view.report, phases_s), err=True)

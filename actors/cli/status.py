@@ -18,6 +18,8 @@ from actors.runtime.workspace import Workspace, is_live
 
 LISTEN_S = 2.2
 """Two heartbeats."""
+PREPARING = "preparing"
+"""The phase before the actors start: world, warm start, corpus server."""
 KINDS = ("trainer", "engine", "grader", "tool", "driver", "recorder", "scheduler")
 
 
@@ -36,18 +38,31 @@ def status(run: str | None, root: Path, as_json: bool) -> None:
         click.echo(msgspec.json.encode({"live": False, "run": content.run if content else None}).decode() if as_json else ended)
         sys.exit(3)
     if not content.corpus_url:
-        click.echo(f"run '{content.run}' is being prepared (world, warm start); its actors start then")
+        _show_preparation(content, as_json=as_json)
         sys.exit(1)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         view = runner.run(_listen(content))
     states = _states(content, view)
     if as_json:
-        actors = {name: {"state": state, "waiting_for": waits} for name, (state, waits) in states.items()}
-        told = {"live": True, "run": content.run, "phase": phase_of(view.report), "actors": actors}
-        click.echo(msgspec.json.encode(told).decode())
+        click.echo(_json(content, phase_of(view.report), states))
     else:
         _show(content, view, states)
     sys.exit(0 if all(state == "ready" for state, _ in states.values()) else 1)
+
+
+def _json(content: RunFile, phase: str, states: dict[str, tuple[str, str]]) -> str:
+    actors = {name: {"state": state, "waiting_for": waits} for name, (state, waits) in states.items()}
+    return msgspec.json.encode({"live": True, "run": content.run, "phase": phase, "actors": actors}).decode()
+
+
+def _show_preparation(content: RunFile, *, as_json: bool) -> None:
+    states = {name: ("not started", "") for name in _names(content)}
+    if as_json:
+        click.echo(_json(content, PREPARING, states))
+        return
+    click.echo(f"run '{content.run}': {PREPARING} (world, warm start); its actors start then")
+    for name, (state, _) in states.items():
+        click.echo(f"{name}: {state}")
 
 
 def _choose(workspace: Workspace, run: str | None) -> RunFile | None:
@@ -70,10 +85,13 @@ async def _listen(content: RunFile) -> View:
 
 def _states(content: RunFile, view: View) -> dict[str, tuple[str, str]]:
     """State and what it waits for, by actor; an actor that says nothing is `silent`."""
-    counts = {kind: content.settings.engine.count if kind == "engine" else 1 for kind in KINDS}
-    names = [f"{kind}-{number}" for kind, count in counts.items() for number in range(count)]
     heard = view.vitals.latest
-    return {name: (heard[name].state, heard[name].waiting_for) if name in heard else ("silent", "") for name in names}
+    return {name: (heard[name].state, heard[name].waiting_for) if name in heard else ("silent", "") for name in _names(content)}
+
+
+def _names(content: RunFile) -> list[str]:
+    counts = {kind: content.settings.engine.count if kind == "engine" else 1 for kind in KINDS}
+    return [f"{kind}-{number}" for kind, count in counts.items() for number in range(count)]
 
 
 def _show(content: RunFile, view: View, states: dict[str, tuple[str, str]]) -> None:

@@ -13,9 +13,9 @@ import uvloop
 from actors.cli.session import RESULT, Session
 from actors.runtime.local_run import LocalRun
 from actors.runtime.platform import SystemPlatform
-from actors.runtime.run_files import check_name
+from actors.runtime.run_files import RUN_FILE, check_name, read_run_file
 from actors.runtime.workspace import Workspace
-from asearch.configuration.loading import load_settings
+from asearch.configuration.loading import load_settings, recipe_hash
 from asearch.configuration.settings import Settings
 from asearch.errors import AsearchError, ConfigError
 from asearch.training import checkpoints
@@ -70,7 +70,8 @@ def settings_of(recipe: str, given: dict[str, Any]) -> Settings:
 def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, as_json: bool) -> int:
     """Run it in this process and its children until it ends or is interrupted; the exit status.
 
-    Raises ConfigError if the run is live or has ended, CheckpointError if its newest checkpoint is corrupt.
+    Raises ConfigError if the run is live, has ended or was begun with other settings, CheckpointError if its newest checkpoint
+    is corrupt.
     """
     if (workspace.run_dir(name) / RESULT).is_file():
         raise ConfigError(
@@ -78,17 +79,30 @@ def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, 
         )
     if any(content.run == name for content in workspace.live_runs()):
         raise ConfigError(f"run '{name}' is live: attach with `asearch up --run {name}`, or choose another --run")
+    _refuse_other_settings(workspace.run_dir(name), settings)
     checkpoints.newest(workspace.run_dir(name) / CHECKPOINTS)  # refuses a corrupt one before any process starts
     platform = SystemPlatform()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(workspace, name, settings, platform, port, as_json=as_json))
 
 
+def _refuse_other_settings(run_dir: Path, settings: Settings) -> None:
+    """A run goes on with the settings it was begun with: its plan, tasks and checkpoints are of these."""
+    if not (run_dir / RUN_FILE).is_file():
+        return
+    begun = recipe_hash(read_run_file(run_dir).settings)
+    if begun != recipe_hash(settings):
+        raise ConfigError(
+            f"run '{run_dir.name}' was begun with other settings (recipe hash {begun}, now {recipe_hash(settings)}; they are in "
+            f"{run_dir / RUN_FILE}): give the same ones to go on, choose another --run, or delete its folder"
+        )
+
+
 async def _run(workspace: Workspace, name: str, settings: Settings, platform: SystemPlatform, port: int, *, as_json: bool) -> int:
     session = Session(LocalRun(workspace, name, settings, platform, _say, port), as_json=as_json)
     task = asyncio.create_task(session.run(), name="session")
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         loop.add_signal_handler(number, session.interrupt, task)
     try:
         return await task
@@ -97,8 +111,14 @@ async def _run(workspace: Workspace, name: str, settings: Settings, platform: Sy
         return 130
 
 
+def stop_signals() -> list[signal.Signals]:
+    """The signals that end a run in order; SIGHUP only where it is not ignored, as under nohup."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-__all__ = ["AsearchError", "run_here", "settings_of", "train"]
+__all__ = ["AsearchError", "run_here", "settings_of", "stop_signals", "train"]

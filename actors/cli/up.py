@@ -10,11 +10,12 @@ import uvloop
 
 from actors.cli.plain import phase_of
 from actors.cli.screen import Frame, LiveScreen
+from actors.cli.status import PREPARING
 from actors.cli.train import run_here, settings_of
 from actors.runtime.following import follow
 from actors.runtime.jetstream import connect
 from actors.runtime.platform import SystemPlatform
-from actors.runtime.run_files import RunFile, check_name
+from actors.runtime.run_files import RunFile, check_name, read_run_file
 from actors.runtime.workspace import Workspace, is_live
 
 REFRESH_S = 0.5
@@ -52,12 +53,14 @@ async def _attach(content: RunFile, run_dir: Path) -> None:
         async with follow(bus) as view:
             with LiveScreen() as screen:
                 while is_live(content):
+                    if not content.corpus_url:
+                        content = read_run_file(run_dir)
                     screen.show(
                         Frame(
                             run=content.run,
                             now_ns=platform.now_ns(),
                             elapsed_s=platform.monotonic() - begun_s,
-                            phase=phase_of(view.report),
+                            phase=phase_of(view.report) if content.corpus_url else PREPARING,
                             report=view.report,
                             vitals=view.vitals,
                             queues=view.queues,

@@ -2,25 +2,29 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from actors.runtime.actor import drain_timeout_s
+from actors.runtime.broker import free_port
 from actors.runtime.bus import Bus
 from actors.runtime.jetstream import connect
-from actors.runtime.platform import Platform, Process
+from actors.runtime.platform import Platform
 from actors.runtime.prepare import Prepared, prepare
 from actors.runtime.run_files import RUN_FILE, RunFile, write_run_file
-from actors.runtime.supervisor import ChildSpec, Supervisor, tail
-from actors.runtime.workspace import Process as ProcessIdentity
-from actors.runtime.workspace import Workspace
+from actors.runtime.supervisor import MAX_RESTARTS, PERIOD_S, ChildSpec, Intensity, Supervisor, tail
+from actors.runtime.workspace import Process, Workspace
 from asearch.configuration.settings import Settings
-from asearch.errors import AsearchError, ToolError
+from asearch.errors import AsearchError, BusError, ConfigError
 from schemas.events import RunEnded
 
-CORPUS_TIMEOUT_S = 120.0
+GRACE_S = 5.0
+"""What an actor may take beside its drain, from SIGTERM to its end."""
+WATCH_S = 0.5
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 MIN_SHARED_BYTES = 1 << 30
 Say = Callable[[str], None]
@@ -36,11 +40,17 @@ class Phases:
     @contextlib.contextmanager
     def phase(self, name: str):
         """Measure a phase."""
-        begun = self.monotonic()
+        begun_s = self.monotonic()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self.monotonic() - begun
+            self.since(name, begun_s)
+
+    def since(self, name: str, begun_s: float) -> float:
+        """Count the time since `begun_s` to a phase; returns the present."""
+        now_s = self.monotonic()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now_s - begun_s
+        return now_s
 
 
 @dataclass
@@ -68,25 +78,56 @@ class LocalRun:
         async with contextlib.AsyncExitStack() as stack:
             with self.phases.phase("broker"):
                 self.say("starting the broker")
-                url, broker = await self.workspace.broker(self.platform, self.port)
+                url, broker = await self.workspace.broker(self.platform, self.port, self.run)
                 stack.push_async_callback(self.workspace.release, broker, self.run)
-            self._write_placeholder(url)
+                bus = await self._connect(url, is_new, stack)
+            # From here on `status`, `down` and a second `up` see the run.
+            write_run_file(self.run_dir, self._run_file(url, "", None))
+            self._make_weights_dir(stack)
             prepared = await prepare(self.settings, self.run_dir, self.platform, self.say, self.phases)
-            corpus_url = await self._start_corpus(prepared, stack)
-            content = self._run_file(url, corpus_url, prepared)
-            write_run_file(self.run_dir, content)
-            bus = await connect(url, self.run, "supervisor", self.platform)
-            stack.push_async_callback(bus.close)
-            if is_new:
-                # The folder of an older run of this name was deleted by hand; what the broker holds of it goes too.
-                await bus.delete_topology()
-            await bus.ensure_topology()
+            with self.phases.phase("corpus"):
+                corpus_url = await self._start_corpus(prepared, stack)
+            write_run_file(self.run_dir, self._run_file(url, corpus_url, prepared))
             self.bus = bus
             yield bus
 
+    async def _connect(self, url: str, is_new: bool, stack: contextlib.AsyncExitStack) -> Bus:
+        bus = await connect(url, self.run, "supervisor", self.platform)
+        stack.push_async_callback(bus.close)
+        if is_new:
+            # The folder of an older run of this name was deleted by hand; what the broker holds of it goes too.
+            await bus.delete_topology()
+        await bus.ensure_topology()
+        return bus
+
     async def supervise(self) -> None:
-        """Keep the actors alive until cancelled."""
-        await self.supervisor.run(self.children())
+        """Keep broker, corpus server and actors alive until cancelled; a cancellation while they stop kills the actors.
+
+        Raises AsearchError when one of them fails too often.
+        """
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                tasks = await stack.enter_async_context(asyncio.TaskGroup())
+                watch = tasks.create_task(self._watch_broker(), name="watch broker")
+                stack.callback(watch.cancel)
+                await self.supervisor.run(self.children())
+        except* AsearchError as group:
+            raise group.exceptions[0] from None
+
+    async def _watch_broker(self) -> None:
+        """Start a broker that died again: its streams are on disk, and every actor reconnects."""
+        intensity = Intensity()
+        log_path = self.workspace.broker_folder / "nats.log"
+        while True:
+            await self.platform.sleep(WATCH_S)
+            try:
+                if not await self.workspace.revive_broker(self.platform):
+                    continue
+            except BusError as error:
+                raise BusError(f"the broker died and cannot be started again: {error}") from error
+            self.say("the broker had died and was started again")
+            if intensity.exceeded(self.platform.monotonic()):
+                raise BusError(f"the broker died more than {MAX_RESTARTS} times in {PERIOD_S:g} s; its log:\n{tail(log_path)}")
 
     async def until_ended(self) -> RunEnded:
         """Wait for the end of the run."""
@@ -99,37 +140,43 @@ class LocalRun:
         raise AsearchError("the plan ended before the run")
 
     def children(self) -> list[ChildSpec]:
-        """The actor processes, in order of their start; the scheduler is last, so that it stops first."""
+        """The actor processes, in order of their start.
+
+        The scheduler stops first, so that nothing is left in flight, and alone may end by itself; the trainer stops last.
+        """
         engines = [("engine", f"engine-{number}") for number in range(self.settings.engine.count)]
         order = [("trainer", "trainer-0"), *engines, ("grader", "grader-0"), ("tool", "tool-0"), ("driver", "driver-0")]
         order += [("recorder", "recorder-0"), ("scheduler", "scheduler-0")]
         command = [sys.executable, "-m", "actors.cli.main", "actor", "--run", str(self.run_dir), "--die-with-parent"]
         logs = self.run_dir / "logs"
-        return [ChildSpec(name=name, argv=[*command, "--id", name, kind], log_path=logs / f"{name}.log") for kind, name in order]
+        return [
+            ChildSpec(
+                name=name,
+                argv=[*command, "--id", name, kind],
+                log_path=logs / f"{name}.log",
+                may_end=kind == "scheduler",
+                stage={"scheduler": 0, "trainer": 2}.get(kind, 1),
+                grace_s=drain_timeout_s(kind) + GRACE_S,
+            )
+            for kind, name in order
+        ]
 
     async def _start_corpus(self, prepared: Prepared, stack: contextlib.AsyncExitStack) -> str:
+        """Start the corpus server on a port that it keeps when it is started again."""
         self.say("starting the corpus server")
-        port_file, log_path = self.run_dir / "corpus.port", self.run_dir / "logs" / "corpus.log"
-        port_file.unlink(missing_ok=True)
-        argv = [sys.executable, "-m", "asearch.corpus", "--corpus", str(prepared.corpus), "--port-file", str(port_file)]
-        argv += ["--die-with-parent"]
+        port, port_file = free_port(), self.run_dir / "corpus.port"
+        argv = [sys.executable, "-m", "asearch.corpus", "--corpus", str(prepared.corpus), "--port", str(port)]
+        argv += ["--port-file", str(port_file), "--die-with-parent"]
         if prepared.pages is not None:
             argv += ["--pages", str(prepared.pages)]
-        process = await self.platform.spawn(argv, log_path=log_path)
-        stack.push_async_callback(_end, process)
-        deadline_s = self.platform.monotonic() + CORPUS_TIMEOUT_S
-        while not port_file.is_file():
-            if process.returncode is not None or self.platform.monotonic() > deadline_s:
-                raise ToolError(f"the corpus server did not start; the end of {log_path}:\n{tail(log_path)}")
-            await self.platform.sleep(0.05)
-        return f"http://127.0.0.1:{int(port_file.read_text())}"
-
-    def _write_placeholder(self, url: str) -> None:
-        """Make the run visible to `status` and `down` while it is still being prepared."""
-        write_run_file(self.run_dir, self._run_file(url, "", None))
+        stack.push_async_callback(self.supervisor.stop)
+        log_path = self.run_dir / "logs" / "corpus.log"
+        spec = ChildSpec(name="corpus", argv=argv, log_path=log_path, stage=3, grace_s=GRACE_S, ready_file=port_file)
+        await self.supervisor.start(spec)
+        return f"http://127.0.0.1:{port}"
 
     def _run_file(self, url: str, corpus_url: str, prepared: Prepared | None) -> RunFile:
-        me = ProcessIdentity.own()
+        me = Process.own()
         return RunFile(
             run=self.run,
             settings=self.settings,
@@ -143,6 +190,17 @@ class LocalRun:
             supervisor_started=me.started,
         )
 
+    def _make_weights_dir(self, stack: contextlib.AsyncExitStack) -> None:
+        """Make the folder, for this user alone, and delete it on leaving: a killed trainer leaves it in shared memory."""
+        folder = self._weights_dir()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.settings.checkpoint.weights_dir is not None:
+            return
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise ConfigError(f"{folder} is not ours: set checkpoint.weights_dir to a folder of your own")
+        folder.chmod(0o700)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+
     def _weights_dir(self) -> Path:
         """Shared memory where there is room for several versions, else the run's folder."""
         if self.settings.checkpoint.weights_dir is not None:
@@ -150,13 +208,3 @@ class LocalRun:
         if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > MIN_SHARED_BYTES:
             return SHARED_MEMORY / f"asearch-{self.workspace.root.stat().st_ino}-{self.run}"
         return self.run_dir / "weights"
-
-
-async def _end(process: Process, grace_s: float = 5.0) -> None:
-    process.terminate()
-    try:
-        async with asyncio.timeout(grace_s):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()

@@ -154,13 +154,13 @@ class Supervisor:
             spec.ready_file.unlink(missing_ok=True)
         spawning = asyncio.ensure_future(self._platform.spawn(spec.argv, env=spec.env, log_path=spec.log_path))
         try:
-            child.process = await asyncio.shield(spawning)
+            process = child.process = await asyncio.shield(spawning)
         except asyncio.CancelledError:
             # The process may exist by now: whoever stops the children must know it.
             child.process = await spawning
             raise
         if self._killed:
-            child.process.kill()
+            process.kill()
 
     async def _keep(self, child: _Child) -> None:
         while child.process is not None:
