@@ -154,11 +154,12 @@ class Supervisor:
             spec.ready_file.unlink(missing_ok=True)
         spawning = asyncio.ensure_future(self._platform.spawn(spec.argv, env=spec.env, log_path=spec.log_path))
         try:
-            process = child.process = await asyncio.shield(spawning)
+            process = await asyncio.shield(spawning)
         except asyncio.CancelledError:
             # The process may exist by now: whoever stops the children must know it.
             child.process = await spawning
             raise
+        child.process = process
         if self._killed:
             process.kill()
 
