@@ -73,7 +73,7 @@ def settings_of_arm(load: Load, eta: int, seed: int, model: Path | None) -> Sett
 
 
 async def compare(load: Load, seed: int, folder: Path, platform: Platform, say: Say) -> dict[str, object]:
-    """Run both arms one after the other in a workspace of their own below `folder`; the result as the command prints it."""
+    """Run both arms one after the other, each in a workspace of its own below `folder`; the result as the command prints it."""
     begun_s = platform.monotonic()
     phases = Phases(platform.monotonic)
     fresh = settings_of_arm(load, 0, seed, None)
@@ -85,7 +85,7 @@ async def compare(load: Load, seed: int, folder: Path, platform: Platform, say: 
         say(f"{name} arm: eta {eta}, {load.steps} steps of {load.groups_per_step} groups of {load.group_size}")
         settings = settings_of_arm(load, eta, seed, model)
         with phases.phase(name):
-            arms[name] = await run_arm(Workspace(folder / "runs"), name, settings, platform, say)
+            arms[name] = await run_arm(Workspace(folder / name), name, settings, platform, say)
     sync, ahead = arms["sync"], arms["async"]
     return {
         "bench": "async",

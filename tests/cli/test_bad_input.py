@@ -16,6 +16,7 @@ from asearch.learning.ledger import LedgerSnapshot
 from asearch.models.initialise import initialise, small_config
 from asearch.models.tokenizer_builder import build_tokenizer
 from asearch.training import checkpoints
+from tests.cli.left_over import processes_of
 
 PASSAGE = {"id": 1, "contents": '"A bridge"\nThe bridge was built in 1850.'}
 TASKS = [{"id": n, "question": f"question number {n}?", "answer": "x"} for n in range(4)]
@@ -31,8 +32,8 @@ Asearch = Callable[..., Ended]
 
 
 @pytest.fixture
-def asearch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Asearch:
-    """Calls the command's entry point as a shell would; whatever is not an exit fails the test."""
+def asearch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Asearch]:
+    """Calls the command's entry point as a shell would; anything but an exit fails the test, and so does a process left over."""
     monkeypatch.setenv("ASEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
@@ -46,7 +47,8 @@ def asearch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         status = exit_.value.code
         return Ended(status if isinstance(status, int) else 1, text)
 
-    return call
+    yield call
+    assert processes_of(tmp_path) == []
 
 
 def lines(path: Path, *rows: object) -> Path:
@@ -172,15 +174,26 @@ def test_missing_file(asearch: Asearch, tmp_path: Path, corpus: Path, tasks: Pat
     assert "absent.jsonl cannot be read" in ended.message
 
 
-def test_corpus_needs_tasks_and_rows(asearch: Asearch, tmp_path: Path, corpus: Path, tasks: Path) -> None:
-    assert "--tasks" in asearch("train", "toy", "--corpus", corpus).message
-    assert "--corpus" in asearch("train", "toy", "--tasks", tasks).message
-    assert "--eval-tasks" in asearch("train", "toy", "--eval-tasks", tasks).message
-    empty = lines(tmp_path / "empty.jsonl")
-    assert "no passages" in asearch("train", "toy", "--corpus", empty, "--tasks", tasks).message
-    assert "no tasks" in asearch("train", "toy", "--corpus", corpus, "--tasks", empty).message
-    one = lines(tmp_path / "one.jsonl", TASKS[0])
-    ended = asearch("train", "toy", "--corpus", corpus, "--tasks", one)
+@pytest.mark.parametrize("given", ["--corpus", "--tasks", "--eval-tasks", "--pages"])
+def test_inputs_go_together(asearch: Asearch, tmp_path: Path, corpus: Path, tasks: Path, given: str) -> None:
+    files = {"--corpus": corpus, "--pages": corpus}
+    ended = asearch("train", "toy", given, files.get(given, tasks))
+    assert ended.status == 2
+    assert "--corpus" in ended.message or "--tasks" in ended.message
+
+
+@pytest.mark.parametrize(
+    ("empty", "part"), [("--corpus", "holds no passages"), ("--tasks", "holds no tasks"), ("--eval-tasks", "holds no tasks")]
+)
+def test_empty_file(asearch: Asearch, tmp_path: Path, corpus: Path, tasks: Path, empty: str, part: str) -> None:
+    options: dict[str, Path] = {"--corpus": corpus, "--tasks": tasks, empty: lines(tmp_path / "empty.jsonl")}
+    ended = asearch("train", "toy", *[part for option in options.items() for part in option])
+    assert ended.status == 2
+    assert f"empty.jsonl {part}" in ended.message
+
+
+def test_one_question_cannot_be_split(asearch: Asearch, tmp_path: Path, corpus: Path) -> None:
+    ended = asearch("train", "toy", "--corpus", corpus, "--tasks", lines(tmp_path / "one.jsonl", TASKS[0]))
     assert ended.status == 2
     assert "held out" in ended.message
 

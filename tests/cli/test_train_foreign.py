@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.cli.foreign_files import write_foreign
+from tests.cli.left_over import processes_of
 
 ASEARCH = (sys.executable, "-m", "actors.cli.main")
 SMALL = (
@@ -22,16 +22,6 @@ SMALL = (
 def run(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"ASEARCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     return subprocess.run((*ASEARCH, *arguments), capture_output=True, text=True, timeout=240, env=environment, check=False)
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines of live processes that name the folder."""
-    found: list[str] = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if str(folder) in line and process.pid != os.getpid():
-            found.append(line)
-    return found
 
 
 @pytest.fixture(scope="module")
