@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from asearch.data.worlds.lexicon import FACT_PATTERNS, Relation
 from asearch.data.worlds.world import Chain
 
-
 GOES_ON = " then"
 """The word that decides to go on with an incomplete chain; without it the thought ends and the answer follows."""
 
