@@ -145,3 +145,30 @@ async def test_heartbeats_tell_state_and_gauges(stage: Stage) -> None:
     await stage.task(probe)
     assert {beat.actor_id for beat in heard} == {"tool-7"}
     assert heard[-1].gauges["n_handled"] in (0.0, 1.0)
+
+
+class Slow(Probe):
+    """Never gets ready."""
+
+    closed = False
+
+    async def start(self) -> None:
+        """Wait for something that does not come."""
+        await asyncio.Event().wait()
+
+    async def abort_start(self) -> None:
+        """Note it."""
+        self.closed = True
+
+    async def drain(self) -> None:
+        """Must not be called before the actor was ready."""
+        raise AssertionError
+
+
+async def test_stopping_interrupts_the_start(stage: Stage) -> None:
+    slow = Slow(await stage.context("tool-0"))
+    await stage.start(slow, "starting")
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5.0):
+        await stage.end(slow)
+    assert slow.closed

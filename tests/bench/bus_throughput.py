@@ -84,9 +84,7 @@ class Meter:
             "broker_us": round(server / n * 1e6, 1),
         }
         self.figures[name] = row
-        print(
-            f"{name:34s} {row['per_s']:8.0f}/s   client {row['client_us']:6.1f} us   broker {row['broker_us']:6.1f} us"
-        )
+        print(f"{name:34s} {row['per_s']:8.0f}/s   client {row['client_us']:6.1f} us   broker {row['broker_us']:6.1f} us")
 
 
 async def appends(bus: JetStreamBus, meter: Meter) -> None:

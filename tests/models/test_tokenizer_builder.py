@@ -57,9 +57,7 @@ def test_a_fresh_model_loads_everywhere(tmp_path: Path, architecture: str) -> No
     assert ModelConfig.load(tmp_path) == config
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert type(theirs).__name__ == architecture
-    assert sum(p.numel() for p in theirs.parameters()) == sum(
-        torch.Size(shape).numel() for shape in config.shapes().values()
-    )
+    assert sum(p.numel() for p in theirs.parameters()) == sum(torch.Size(shape).numel() for shape in config.shapes().values())
     other = tmp_path / "again"
     initialise(other, BUILT, config, seed=1)
     assert (other / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()

@@ -30,9 +30,7 @@ async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Brok
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queues that deliver again after ACK_WAIT_S, with at most 8 messages out."""
-    consumers = tuple(
-        dataclasses.replace(row, ack_wait_s=ACK_WAIT_S, max_ack_pending=8) for row in topology.TOPOLOGY.consumers
-    )
+    consumers = tuple(dataclasses.replace(row, ack_wait_s=ACK_WAIT_S, max_ack_pending=8) for row in topology.TOPOLOGY.consumers)
     monkeypatch.setattr(topology, "TOPOLOGY", dataclasses.replace(topology.TOPOLOGY, consumers=consumers))
 
 
