@@ -1,5 +1,6 @@
 """`python -m asearch.corpus`: serve a corpus over HTTP."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def main(
 ) -> None:
     """Serve search and pages of a corpus: POST /retrieve, POST /access, GET /page/{id}, GET /health."""
     try:
+        if die_with_parent:
+            parent.die_with_parent(signal.SIGTERM)
         uvloop.run(serve(CorpusStore.load(corpus, pages, page_dir), host, port, port_file))
     except AsearchError as error:
         sys.stderr.write(f"error: {error}\n")
