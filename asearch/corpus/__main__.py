@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import uvloop
 
+from asearch import parent
 from asearch.corpus.serve import serve
 from asearch.corpus.store import CorpusStore
 from asearch.errors import AsearchError
