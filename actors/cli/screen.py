@@ -21,8 +21,11 @@ WIDE = 120
 """Columns from which on learning and actors stand side by side."""
 LABEL = 10
 """Columns of the names on the left."""
+WITHOUT_HEARTBEAT = frozenset({"corpus"})
+"""Processes that are no actors: all that is known of them is whether they run."""
 STYLES = {
     "ready": "green",
+    "running": "green",
     "starting": "yellow",
     "draining": "yellow",
     "failed": "bold red",
@@ -182,7 +185,8 @@ class Drawing:
         heartbeat, now_ns = self.frame.vitals.latest.get(name), self.frame.now_ns
         pid, n_restarts = self.frame.processes.get(name, (heartbeat.pid if heartbeat else None, 0))
         if heartbeat is None or pid is None or heartbeat.pid != pid:
-            state, age, doing = "starting" if pid is not None else "not running", "-", ""
+            alive = "running" if name in WITHOUT_HEARTBEAT else "starting"
+            state, age, doing = alive if pid is not None else "not running", "-", ""
         else:
             age_s = max(0.0, (now_ns - heartbeat.at_ns) / 1e9)
             state, age = heartbeat.state if age_s <= LOST_S else "silent", seconds(age_s)

@@ -130,3 +130,12 @@ def test_a_terminal_is_drawn_in_place() -> None:
     text = buffer.getvalue()
     assert "warm start" in text and "scheduler-0" in text
     assert "\x1b[1A" in text or "\x1b[2K" in text, "the second frame replaces the first"
+
+
+def test_a_process_without_heartbeats_is_shown_as_running() -> None:
+    processes = {"corpus": (7, 0), "tool-0": (8, 0), "driver-0": (None, 0)}
+    lines = drawn(Frame(run="r", now_ns=0, elapsed_s=1.0, processes=processes), 120)
+    shown = {words[0]: words[1] for line in lines if (words := line.split()) and words[0] in processes}
+    assert shown["corpus"] == "running"
+    assert shown["tool-0"] == "starting"
+    assert shown["driver-0"] == "not"
