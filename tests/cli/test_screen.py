@@ -134,7 +134,7 @@ def test_a_terminal_is_drawn_in_place() -> None:
 
 def test_a_process_without_heartbeats_is_shown_as_running() -> None:
     processes = {"corpus": (7, 0), "tool-0": (8, 0), "driver-0": (None, 0)}
-    lines = drawn(Frame(run="r", now_ns=0, elapsed_s=1.0, processes=processes), 120)
+    lines = drawn(Frame(run="r", now_ns=0, elapsed_s=1.0, processes=processes), 80)
     shown = {words[0]: words[1] for line in lines if (words := line.split()) and words[0] in processes}
     assert shown["corpus"] == "running"
     assert shown["tool-0"] == "starting"
