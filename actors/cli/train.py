@@ -17,7 +17,7 @@ from actors.runtime.run_files import RUN_FILE, check_name, read_run_file
 from actors.runtime.workspace import Workspace
 from asearch.configuration.loading import load_settings, recipe_hash
 from asearch.configuration.settings import Settings
-from asearch.errors import AsearchError, ConfigError
+from asearch.errors import ConfigError
 from asearch.training import checkpoints
 
 CHECKPOINTS = "checkpoints"
@@ -119,6 +119,3 @@ def stop_signals() -> list[signal.Signals]:
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
-
-
-__all__ = ["AsearchError", "run_here", "settings_of", "stop_signals", "train"]

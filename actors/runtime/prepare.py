@@ -13,8 +13,6 @@ from asearch.configuration.settings import Settings
 from asearch.data.inputs import Inputs, gather_inputs
 from asearch.data.warmup import WarmupPlan, plan_warmup
 
-__all__ = ["Prepared", "prepare"]
-
 
 class PhaseClock(Protocol):
     """Measures phases."""

@@ -29,7 +29,6 @@ class LedgerRules:
     eta: int
     rule: str = "mask"
     min_graded: int | None = None
-    keep_without_signal: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class Ledger:
         ):
             return "stale"
         rewards = [outcome.reward.value for outcome in graded]
-        if not self.rules.keep_without_signal and max(rewards) - min(rewards) <= SIGNAL:
+        if max(rewards) - min(rewards) <= SIGNAL:
             return "no_signal"
         return None
 

@@ -21,6 +21,7 @@ from actors.runtime.jetstream import JetStreamBus, connect
 from actors.runtime.platform import SystemPlatform
 from schemas import commands, events
 from schemas.records import Task
+from tests.runtime.facts import call
 
 ARGUMENT_BYTES = 900
 N_SERIAL = 3000
@@ -30,17 +31,7 @@ N_EACH = 300
 
 def fact(episode: str, n: int) -> events.ToolRequested:
     """About 1 KB on the wire."""
-    return events.ToolRequested(
-        id=f"{episode}-{n}",
-        episode=episode,
-        call=str(n),
-        turn=n,
-        tool="search",
-        argument="x" * ARGUMENT_BYTES,
-        task="task",
-        member=0,
-        reply_to="nobody",
-    )
+    return call(episode, n, ARGUMENT_BYTES)
 
 
 def plan(episode: str, n: int) -> events.EpisodeRequested:

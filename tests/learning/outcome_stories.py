@@ -171,7 +171,6 @@ def rules_of(draw: random.Random, steps: int = 4) -> PlanRules:
         eta=draw.randint(0, 3),
         rule=draw.choice(["mask", "discard", "keep"]),
         min_graded=draw.choice([None, 1, size]),
-        keep_without_signal=draw.random() < 0.3,
     )
     return PlanRules(
         steps=steps,
