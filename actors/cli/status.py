@@ -12,6 +12,7 @@ from actors.cli.plain import phase_of
 from actors.cli.screen import Drawing, Frame
 from actors.runtime.following import View, follow
 from actors.runtime.jetstream import connect
+from actors.runtime.local_run import actors_of
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import RunFile, read_run_file
 from actors.runtime.workspace import Workspace, is_live
@@ -20,7 +21,6 @@ LISTEN_S = 2.2
 """Two heartbeats."""
 PREPARING = "preparing"
 """The phase before the actors start: world, warm start, corpus server."""
-KINDS = ("trainer", "engine", "grader", "tool", "driver", "recorder", "scheduler")
 
 
 @click.command("status")
@@ -90,8 +90,7 @@ def _states(content: RunFile, view: View) -> dict[str, tuple[str, str]]:
 
 
 def _names(content: RunFile) -> list[str]:
-    counts = {kind: content.settings.engine.count if kind == "engine" else 1 for kind in KINDS}
-    return [f"{kind}-{number}" for kind, count in counts.items() for number in range(count)]
+    return [name for _, name in actors_of(content.settings)]
 
 
 def _show(content: RunFile, view: View, states: dict[str, tuple[str, str]]) -> None:

@@ -53,6 +53,20 @@ class Phases:
         return now_s
 
 
+def actors_of(settings: Settings) -> list[tuple[str, str]]:
+    """Kind and name of every actor of a run on one machine, in order of their start."""
+    counts = {
+        "trainer": 1,
+        "engine": settings.engine.count,
+        "grader": settings.actors.graders,
+        "tool": settings.actors.tools,
+        "driver": settings.actors.drivers,
+        "recorder": 1,
+        "scheduler": 1,
+    }
+    return [(kind, f"{kind}-{number}") for kind, n in counts.items() for number in range(n)]
+
+
 @dataclass
 class LocalRun:
     """What a run on this machine is made of."""
@@ -63,6 +77,8 @@ class LocalRun:
     platform: Platform
     say: Say
     port: int = 0
+    max_restarts: int = MAX_RESTARTS
+    """Failures of one process, the broker's included, in PERIOD_S seconds; more take the run down."""
 
     def __post_init__(self) -> None:
         self.run_dir = self.workspace.run_dir(self.run)
@@ -116,7 +132,7 @@ class LocalRun:
 
     async def _watch_broker(self) -> None:
         """Start a broker that died again: its streams are on disk, and every actor reconnects."""
-        intensity = Intensity()
+        intensity = Intensity(self.max_restarts)
         log_path = self.workspace.broker_folder / "nats.log"
         while True:
             await self.platform.sleep(WATCH_S)
@@ -127,7 +143,9 @@ class LocalRun:
                 raise BusError(f"the broker died and cannot be started again: {error}") from error
             self.say("the broker had died and was started again")
             if intensity.exceeded(self.platform.monotonic()):
-                raise BusError(f"the broker died more than {MAX_RESTARTS} times in {PERIOD_S:g} s; its log:\n{tail(log_path)}")
+                raise BusError(
+                    f"the broker died more than {self.max_restarts} times in {PERIOD_S:g} s; its log:\n{tail(log_path)}"
+                )
 
     async def until_ended(self) -> RunEnded:
         """Wait for the end of the run."""
@@ -144,9 +162,6 @@ class LocalRun:
 
         The scheduler stops first, so that nothing is left in flight, and alone may end by itself; the trainer stops last.
         """
-        engines = [("engine", f"engine-{number}") for number in range(self.settings.engine.count)]
-        order = [("trainer", "trainer-0"), *engines, ("grader", "grader-0"), ("tool", "tool-0"), ("driver", "driver-0")]
-        order += [("recorder", "recorder-0"), ("scheduler", "scheduler-0")]
         command = [sys.executable, "-m", "actors.cli.main", "actor", "--run", str(self.run_dir), "--die-with-parent"]
         logs = self.run_dir / "logs"
         return [
@@ -154,11 +169,12 @@ class LocalRun:
                 name=name,
                 argv=[*command, "--id", name, kind],
                 log_path=logs / f"{name}.log",
+                max_restarts=self.max_restarts,
                 may_end=kind == "scheduler",
                 stage={"scheduler": 0, "trainer": 2}.get(kind, 1),
                 grace_s=drain_timeout_s(kind) + GRACE_S,
             )
-            for kind, name in order
+            for kind, name in actors_of(self.settings)
         ]
 
     async def _start_corpus(self, prepared: Prepared, stack: contextlib.AsyncExitStack) -> str:
@@ -171,7 +187,15 @@ class LocalRun:
             argv += ["--pages", str(prepared.pages)]
         stack.push_async_callback(self.supervisor.stop)
         log_path = self.run_dir / "logs" / "corpus.log"
-        spec = ChildSpec(name="corpus", argv=argv, log_path=log_path, stage=3, grace_s=GRACE_S, ready_file=port_file)
+        spec = ChildSpec(
+            name="corpus",
+            argv=argv,
+            log_path=log_path,
+            max_restarts=self.max_restarts,
+            stage=3,
+            grace_s=GRACE_S,
+            ready_file=port_file,
+        )
         await self.supervisor.start(spec)
         return f"http://127.0.0.1:{port}"
 

@@ -116,6 +116,14 @@ class ToolSettings(Table, frozen=True, kw_only=True):
     latency: LatencySpec = LatencySpec()
 
 
+class ActorSettings(Table, frozen=True, kw_only=True):
+    """How many processes of the kinds that share one queue; `engine.count` says how many engines."""
+
+    drivers: int = 1
+    tools: int = 1
+    graders: int = 1
+
+
 class EngineSettings(Table, frozen=True, kw_only=True):
     """The inference servers."""
 
@@ -159,5 +167,6 @@ class Settings(Table, frozen=True, kw_only=True):
     rewards: RewardSettings = RewardSettings()
     trainer: TrainerSettings = TrainerSettings()
     engine: EngineSettings = EngineSettings()
+    actors: ActorSettings = ActorSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
