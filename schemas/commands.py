@@ -34,6 +34,8 @@ class Generate(Message, tag="generate", frozen=True, kw_only=True):
     """None: the engine's own randomness."""
     min_step: int = 0
     max_wait_ns: int = 600_000_000_000
+    driver: str = ""
+    """Id of the driver: when its lease no longer names the episode, nobody waits for the tokens. Empty: never aborted so."""
 
 
 class Abort(Message, tag="abort", frozen=True, kw_only=True):

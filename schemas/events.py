@@ -1,7 +1,8 @@
 """The events: facts in the past tense, appended to a stream under a subject that ends with their key.
 
 Every event is a tagged msgspec struct, encoded as msgpack. `id` is deterministic: the same fact has the same id whoever
-retries it. `at_ns` is the writer's clock in nanoseconds since the epoch; it is for reading, never for decisions.
+retries it. `at_ns` is the writer's clock in nanoseconds since the epoch; it is for reading, and decides nothing but how much of
+an episode's wall clock is used up.
 Fields are only ever added, with a default; a field is never renamed, retyped or given a new meaning.
 """
 
@@ -127,13 +128,22 @@ class EpisodeTaken(Event, tag="episode_taken", frozen=True, kw_only=True):
     """The request, so that TRACE alone is enough to go on with the episode."""
 
 
-class TokensGenerated(Event, tag="tokens_generated", frozen=True, kw_only=True):
+class HeldFact(Event, frozen=True, kw_only=True):
+    """A fact of the driver that holds the episode. A fold of TRACE takes it only after the `EpisodeTaken` that it names."""
+
+    episode: str
+    attempt: int = -1
+    """`attempt` of the writer's `EpisodeTaken`; -1 where it is not known."""
+    driver: str = ""
+    """`driver` of the writer's `EpisodeTaken`; empty where it is not known."""
+
+
+class TokensGenerated(HeldFact, tag="tokens_generated", frozen=True, kw_only=True):
     """Tokens of one generation from `offset` on, at most 2,000. Columns `ids` u4 and `logprobs` f4, both (n,).
 
     `versions` counts from `offset`. `finish` is None while more tokens follow, else `stop`, `length` or `abort`.
     """
 
-    episode: str
     request: str
     """Id of the generation; it is unique in the episode and kept when the generation is asked for again."""
     turn: int
@@ -146,12 +156,13 @@ class TokensGenerated(Event, tag="tokens_generated", frozen=True, kw_only=True):
     """Id of the engine that generated them."""
     elapsed_ns: int = 0
     """From the engine's acceptance of the request to these tokens."""
+    n_asked: int = 1
+    """How often this driver has asked for this generation: above 1, an engine or its tokens were lost."""
 
 
-class ToolRequested(Event, tag="tool_requested", frozen=True, kw_only=True):
+class ToolRequested(HeldFact, tag="tool_requested", frozen=True, kw_only=True):
     """A tool call was asked for; the tool actor sends its result to the core subject `reply_to`."""
 
-    episode: str
     call: str
     """Id of the call in its episode; a repeat carries the same one."""
     turn: int
@@ -166,10 +177,9 @@ class ToolRequested(Event, tag="tool_requested", frozen=True, kw_only=True):
     """Sampling seed of the episode."""
 
 
-class ToolReturned(Event, tag="tool_returned", frozen=True, kw_only=True):
+class ToolReturned(HeldFact, tag="tool_returned", frozen=True, kw_only=True):
     """The result of a tool call, as the policy will see it; large results lie in BLOBS."""
 
-    episode: str
     call: str
     """As in `ToolRequested`."""
     turn: int
@@ -178,19 +188,16 @@ class ToolReturned(Event, tag="tool_returned", frozen=True, kw_only=True):
     blob: BlobRef | None = None
 
 
-class DeadlineNeared(Event, tag="deadline_neared", frozen=True, kw_only=True):
+class DeadlineNeared(HeldFact, tag="deadline_neared", frozen=True, kw_only=True):
     """The episode's wall clock runs out: its next generation is the forced answer."""
 
-    episode: str
 
-
-class EpisodeFinished(Event, tag="episode_finished", frozen=True, kw_only=True):
+class EpisodeFinished(HeldFact, tag="episode_finished", frozen=True, kw_only=True):
     """The agent is done; the episode waits for its outcome.
 
     `generated` holds the text of every generation: with the tool log and the answer key all that a grader reads.
     """
 
-    episode: str
     group: str
     member: int
     members: int
@@ -430,6 +437,7 @@ __all__ = [
     "EventRefused",
     "GroupAdmitted",
     "GroupVerdict",
+    "HeldFact",
     "Outcome",
     "PolicyFact",
     "PolicyPublished",

@@ -137,6 +137,11 @@ class Bus(Protocol):
     actor: str
     platform: Platform
 
+    @property
+    def n_reconnects(self) -> int:
+        """How often the connection was lost and made again. When it grew, a stream that is not synced may have lost its tail."""
+        ...
+
     async def append(
         self,
         event: Event,

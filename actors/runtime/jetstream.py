@@ -55,6 +55,10 @@ class JetStreamBus(Bus):
         self._tasks: list[asyncio.Task[None]] = []
         self._counters: dict[str, float] = {"n_malformed": 0.0, "n_slow_consumer": 0.0}
 
+    @property
+    def n_reconnects(self) -> int:
+        return self._wire.n_reconnects
+
     async def open(self, timeout_s: float) -> None:
         """Connect. Raises BusError."""
         await self._wire.open(timeout_s)

@@ -133,6 +133,10 @@ class MemoryBus(Bus):
         self._subscriptions: list[MemorySubscription | CoreSubscription] = []
         self._counters: dict[str, float] = {"n_malformed": 0.0, "n_slow_consumer": 0.0, "n_append_retries": 0.0}
 
+    @property
+    def n_reconnects(self) -> int:
+        return self.broker.n_reconnects
+
     async def linger(self, action: str, subject: str) -> None:
         """Take the time that the broker's faults give the action; yields in any case."""
         await self.platform.sleep(self.broker.faults.delay_s(action, subject))

@@ -284,6 +284,13 @@ class MemoryBroker:
     queues: dict[tuple[str, str], MemoryQueue] = field(default_factory=dict)
     core: dict[str, list[CoreSubscription]] = field(default_factory=dict)
     replies: dict[str, "asyncio.Future[bytes]"] = field(default_factory=dict)
+    n_outages: int = 0
+    """How often all connections were lost and made again, other than by the loss of a tail."""
+
+    @property
+    def n_reconnects(self) -> int:
+        """Outages: a broker that has lost the tail of a stream has been down."""
+        return self.n_outages + sum(len(stream.rewinds) for stream in self.streams.values())
 
     def stream(self, run: str, name: str) -> MemoryStream:
         """A stream of a run. Raises BusError if there is none."""

@@ -135,6 +135,7 @@ class Wire:
         self.on_reconnect: list[Callable[[], None]] = []
         self.connected = asyncio.Event()
         self.counters: dict[str, float] = {"n_disconnects": 0.0, "n_broker_errors": 0.0}
+        self.n_reconnects = 0
         self._waiting: dict[str, asyncio.Future[Packet]] = {}
         self._n_tokens = 0
         self._closing = False
@@ -185,6 +186,7 @@ class Wire:
             log.warning("%s lost the broker at %s; reconnecting", self.name, self.url)
 
     async def _on_reconnect(self) -> None:
+        self.n_reconnects += 1
         self.connected.set()
         log.info("%s is connected to the broker again", self.name)
         for callback in list(self.on_reconnect):

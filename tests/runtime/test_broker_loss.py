@@ -99,6 +99,7 @@ async def test_everything_goes_on_after_a_broker_restart(tmp_path: Path, how: st
     await writer.publish(commands.Abort(request="after"), key="e1")
     await until(lambda: traffic.heard == ["after"])
     assert writer.gauges()["n_disconnects"] == 1
+    assert (writer.n_reconnects, reader.n_reconnects) == (1, 1)
     assert not following.done()
     following.cancel()
     await writer.drain()
