@@ -47,3 +47,7 @@ check: setup
 # a benchmark by name, e.g. `just bench async --json`
 bench *args: setup
     @{{bin}}/asearch bench {{args}}
+
+# kill, stop and restart processes of a real training run, e.g. `just chaos --faults 100 --seed 1 --json`
+chaos *args: setup
+    @{{bin}}/python -m tests.chaos {{args}}

@@ -1,0 +1,78 @@
+"""How large the run is on which the faults come.
+
+Tool calls are given a latency of seconds, so that most episodes are between two generations when something dies, and so that a
+step takes seconds on any machine: a fault that ends an engine or a driver costs the generations under way, and only those.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from asearch.configuration.loading import load_settings
+from asearch.configuration.settings import Settings
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of a run; `steps_per_fault` policy steps are planned for each fault, besides `least_steps`."""
+
+    groups_per_step: int = 4
+    group_size: int = 8
+    least_steps: int = 20
+    steps_per_fault: float = 3.0
+    questions: int = 200
+    warmstart_steps: int | None = None
+    latency_s: float = 2.0
+    lr: float = 6e-5
+    lease_s: float = 8.0
+    entities: int = 64
+    relations: int = 6
+    n_engines: int = 2
+    learns: bool = True
+    """Whether the run is long enough for its accuracy, its share of repeated turns and its takeovers to say something."""
+
+
+FULL = Scale()
+SMOKE = Scale(
+    groups_per_step=2,
+    group_size=4,
+    least_steps=8,
+    steps_per_fault=2.0,
+    questions=8,
+    warmstart_steps=40,
+    latency_s=0.4,
+    lease_s=4.0,
+    entities=24,
+    relations=4,
+    n_engines=1,
+    learns=False,
+)
+
+
+def settings_of(scale: Scale, seed: int, n_faults: int) -> Settings:
+    """The toy recipe at this scale, long enough for so many faults."""
+    steps = scale.least_steps + round(n_faults * scale.steps_per_fault)
+    values: Mapping[str, object] = {
+        "seed": seed,
+        "run.steps": steps,
+        "run.groups_per_step": scale.groups_per_step,
+        "run.group_size": scale.group_size,
+        "run.eta": 4,
+        "run.lease_s": scale.lease_s,
+        "run.max_empty_steps": steps,
+        "run.episode_deadline_s": 240.0,
+        "world.entities": scale.entities,
+        "world.relations": scale.relations,
+        "evaluation.questions": scale.questions,
+        "checkpoint.every_steps": 2,
+        "actors.drivers": 2,
+        "engine.count": scale.n_engines,
+        "trainer.lr": scale.lr,
+        "tools.latency.distribution": "lognormal",
+        "tools.latency.mean_s": scale.latency_s,
+        "tools.latency.shape": 0.5,
+        "tools.latency.cap_s": 4 * scale.latency_s,
+        "tools.latency.seed": seed,
+    }
+    if scale.warmstart_steps is not None:
+        values = {**values, "warmstart.steps": scale.warmstart_steps}
+    return load_settings("toy", (), values)
