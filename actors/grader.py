@@ -2,8 +2,8 @@
 
 from actors.runtime.actor import Actor, Context
 from actors.runtime.bus import Stored
-from actors.runtime.outcomes import dead, dropped, identity
-from asearch.errors import BlobMissingError, ConflictError, GradingError
+from actors.runtime.outcomes import append_outcome, dead, dropped, identity
+from asearch.errors import BlobMissingError, GradingError
 from asearch.rewards.grader import GradeRecord, grade, is_correct
 from schemas.codec import decode_generated
 from schemas.events import AnswerKeyStored, EpisodeDead, EpisodeDropped, EpisodeFinished, EpisodeGraded, Event
@@ -40,9 +40,7 @@ class Grader(Actor):
             return
         outcome = await self._outcome(event)
         await self.platform.fault("grader.graded")
-        try:
-            await self.bus.append(outcome, event.episode, expected=0)
-        except ConflictError:
+        if not await append_outcome(self.bus, outcome):
             self.log.info("the episode has an outcome already", episode=event.episode)
             return
         if isinstance(outcome, EpisodeGraded):
@@ -55,11 +53,7 @@ class Grader(Actor):
         event = stored.event
         if not isinstance(event, EpisodeFinished):
             return
-        outcome = dead(event, self.platform.now_ns(), "poison")
-        try:
-            await self.bus.append(outcome, event.episode, expected=0)
-        except ConflictError:
-            return
+        await append_outcome(self.bus, dead(event, self.platform.now_ns(), "poison"))
 
     async def _outcome(self, event: EpisodeFinished) -> EpisodeGraded | EpisodeDropped | EpisodeDead:
         at_ns = self.platform.now_ns()

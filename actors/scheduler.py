@@ -11,8 +11,9 @@ from contextlib import aclosing
 import msgspec
 
 from actors.runtime.actor import Actor, Context
+from actors.runtime.appends import append_past_malformed
 from actors.runtime.bus import Incoming, Scope, Stored
-from actors.runtime.outcomes import dropped
+from actors.runtime.outcomes import append_outcome, dropped
 from asearch.configuration.loading import recipe_hash
 from asearch.data.samplers import EpochSampler
 from asearch.data.tasks import LoadedTask
@@ -182,7 +183,7 @@ class Scheduler(Actor):
 
     async def _append_now(self, event: Event, *key: str) -> None:
         try:
-            self._last_plan = await self.bus.append(event, *key, expected=self._last_plan, scope=Scope.STREAM)
+            self._last_plan = await append_past_malformed(self.bus, event, *key, expected=self._last_plan, scope=Scope.STREAM)
             self._ended = self._ended or isinstance(event, RunEnded)
         except ConflictError as error:
             raise SecondSchedulerError(
@@ -285,11 +286,7 @@ class Scheduler(Actor):
         if open_episodes:
             await self.bus.publish(CancelEpisodes(episodes=[request.episode for request in open_episodes]), key="all")
         for request in open_episodes:
-            try:
-                outcome = dropped(request, self.platform.now_ns(), "run_ended")
-                await self.bus.append(outcome, request.episode, expected=0)
-            except ConflictError:
-                continue
+            await append_outcome(self.bus, dropped(request, self.platform.now_ns(), "run_ended"))
         await self._append(
             RunEnded(
                 id=f"ended-{self.context.run}",

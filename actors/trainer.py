@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from actors.runtime.actor import Actor, Context
+from actors.runtime.appends import append_past_malformed
 from actors.runtime.ranks import Rank, RankProcess
 from asearch.configuration.loading import recipe_hash
 from asearch.errors import AsearchError, BlobMissingError, ConflictError, TrainingError
@@ -128,7 +129,7 @@ class Trainer(Actor):
         self.spawn(self._fold(), "outcomes")
 
     async def _claim(self, lineage: int, checkpoint: Path | None) -> None:
-        async with aclosing(self.bus.read("policy", follow=False)) as policy:
+        async with aclosing(self.bus.read("policy", key=(MODEL,), follow=False)) as policy:
             async for stored in policy:
                 self._last_policy = stored.sequence
                 if isinstance(stored.event, TrainerClaimed):
@@ -148,7 +149,7 @@ class Trainer(Actor):
 
     async def _append(self, event: Event) -> None:
         try:
-            self._last_policy = await self.bus.append(event, MODEL, expected=self._last_policy)
+            self._last_policy = await append_past_malformed(self.bus, event, MODEL, expected=self._last_policy)
         except ConflictError as error:
             raise SecondTrainerError("another trainer has claimed the model; this one stops and publishes nothing") from error
 

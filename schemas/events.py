@@ -391,7 +391,9 @@ class EventRefused(Event, tag="event_refused", frozen=True, kw_only=True):
     reason: str
     """The error, in words."""
     data: bytes
-    """The bytes as they were."""
+    """The bytes as they were; of a very large message the beginning."""
+    size_bytes: int = 0
+    """How many bytes the message had; 0 where that is not known."""
 
 
 AnyEvent = (

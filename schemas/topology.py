@@ -137,7 +137,6 @@ TOPOLOGY = Topology(
             "refused",
             ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder"),
             ("stream", "sequence"),
-            conditional=False,
         ),
     ),
     consumers=(

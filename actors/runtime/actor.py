@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 import structlog
 
 from actors.runtime.bus import Bus, Delivery, Stored
+from actors.runtime.dead_letters import bury
 from actors.runtime.platform import Platform
 from asearch.configuration.settings import Settings
 from asearch.errors import AsearchError, BusError
 from schemas.commands import Heartbeat
-from schemas.events import Event, EventRefused
+from schemas.events import Event
 from schemas.records import Version
 from schemas.topology import consumer_named, is_key
 
@@ -73,6 +74,8 @@ class Actor(ABC):
         self._stopping = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self.n_buried = 0
+        self.n_dead_lost = 0
 
     # --- what a kind of actor fills in ---
 
@@ -197,10 +200,15 @@ class Actor(ABC):
                 state=self.state,
                 waiting_for=self.waiting_for,
                 version=self.version,
-                gauges=self.gauges(),
+                gauges={**self._dead_letters(), **self.gauges()},
             ),
             key=self.context.actor_id,
         )
+
+    def _dead_letters(self) -> dict[str, float]:
+        """Messages that could not be read, messages put into DEAD (or found there), messages that DEAD did not take."""
+        n_malformed = self.bus.gauges().get("n_malformed", 0.0)
+        return {"n_malformed": n_malformed, "n_buried": self.n_buried, "n_dead_lost": self.n_dead_lost}
 
     # --- the queue ---
 
@@ -240,21 +248,17 @@ class Actor(ABC):
         """A fact is dead; say so to whoever waits for its effect."""
 
     async def bury(self, stored: Stored, reason: str) -> None:
-        """Keep refused bytes in DEAD, once per message."""
-        await self.bus.append(
-            EventRefused(
-                id=f"dead-{stored.stream}-{stored.sequence}-{self.kind}",
-                at_ns=self.platform.now_ns(),
-                stream=stored.stream,
-                subject=stored.subject,
-                sequence=stored.sequence,
-                actor=self.kind,
-                reason=reason,
-                data=stored.data,
-            ),
-            stored.stream.rsplit("-", 1)[-1],
-            str(stored.sequence),
-        )
+        """Keep refused bytes in DEAD, once per message; what DEAD does not take is counted and logged, and never raised."""
+        if await bury(self.bus, stored, self.kind, reason):
+            self.n_buried += 1
+        else:
+            self.n_dead_lost += 1
+
+    async def is_fact(self, stored: Stored) -> bool:
+        """Whether a message that was read is a fact; one that is not goes to DEAD. For actors that read a stream in order."""
+        if stored.event is None:
+            await self.bury(stored, stored.malformed or "malformed")
+        return stored.event is not None
 
     async def _keep(self, delivery: Delivery) -> None:
         """Tell the broker that the fact is being worked on, three times per acknowledgement wait."""

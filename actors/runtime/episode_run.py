@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 
 from actors.runtime.bus import Bus, Stored
-from actors.runtime.outcomes import dead, dropped
+from actors.runtime.outcomes import append_outcome, dead, dropped
 from actors.runtime.platform import Platform
 from asearch.agents.episode import (
     Agent,
@@ -286,19 +286,11 @@ class EpisodeRun:
 
     async def drop(self, reason: str, message: str) -> None:
         """Give the episode the outcome `dropped`; nothing happens if it has one."""
-        outcome = dropped(self.request, self.platform.now_ns(), reason, message)
-        try:
-            await self.bus.append(outcome, self.request.episode, expected=0)
-        except ConflictError:
-            return
+        await append_outcome(self.bus, dropped(self.request, self.platform.now_ns(), reason, message))
 
     async def _die(self, reason: str, message: str) -> None:
         """Give the episode the outcome `dead`; nothing happens if it has one."""
-        outcome = dead(self.request, self.platform.now_ns(), reason, message)
-        try:
-            await self.bus.append(outcome, self.request.episode, expected=0)
-        except ConflictError:
-            return
+        await append_outcome(self.bus, dead(self.request, self.platform.now_ns(), reason, message))
 
     async def _append(self, event: Event) -> None:
         try:

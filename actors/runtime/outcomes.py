@@ -1,8 +1,11 @@
-"""The fields that the outcomes of an episode share with its request and its end."""
+"""Outcomes: the fields that they share with the request and the end of an episode, and how one is written."""
 
 from typing import TypedDict
 
-from schemas.events import EpisodeDead, EpisodeDropped, EpisodeFinished, EpisodeRequested
+from actors.runtime.appends import append_past_malformed
+from actors.runtime.bus import Bus
+from asearch.errors import ConflictError
+from schemas.events import EpisodeDead, EpisodeDropped, EpisodeFinished, EpisodeRequested, Outcome
 from schemas.records import Task
 
 
@@ -47,3 +50,15 @@ def dropped(event: EpisodeRequested | EpisodeFinished, at_ns: int, reason: str, 
 def dead(event: EpisodeRequested | EpisodeFinished, at_ns: int, reason: str, message: str = "") -> EpisodeDead:
     """The outcome of an episode that nobody can finish."""
     return EpisodeDead(**identity(event, at_ns), reason=reason, message=message)
+
+
+async def append_outcome(bus: Bus, outcome: Outcome) -> bool:
+    """Store the outcome of an episode; False if the episode has one, which stays. A malformed message is no outcome.
+
+    Raises BusError when the broker refuses or stays away.
+    """
+    try:
+        await append_past_malformed(bus, outcome, outcome.episode, expected=0)
+    except ConflictError:
+        return False
+    return True

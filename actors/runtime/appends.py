@@ -1,0 +1,43 @@
+"""Conditional appends that a message nobody can read does not stop."""
+
+from contextlib import aclosing
+
+import msgspec
+
+from actors.runtime.bus import Bus, Scope, Stored
+from asearch.errors import ConflictError
+from schemas.events import Event
+from schemas.topology import fact_of
+
+MAX_PASSES = 16
+"""How often an append may be refused because of further malformed messages before it fails."""
+
+
+async def append_past_malformed(bus: Bus, event: Event, *key: str, expected: int, scope: Scope = Scope.KEY) -> int:
+    """Append after `expected`, passing over messages that came meanwhile if none of them is a fact; the new sequence.
+
+    The id gets a suffix where a malformed message holds it. Raises ConflictError if a fact came in between, else as `append`.
+    """
+    offered, n_passes = event, 0
+    while True:
+        try:
+            return await bus.append(offered, *key, expected=expected, scope=scope)
+        except ConflictError:
+            later = await _after(bus, fact_of(type(event)).stream, key, expected, scope)
+            n_passes += 1
+            if n_passes > MAX_PASSES or any(each.event is not None for each in later):
+                raise
+            if later:
+                expected = later[-1].sequence
+            elif n_passes > 1 and offered is event:
+                # Nothing follows, and still it is refused: one of the messages that were passed over has the id.
+                offered = msgspec.structs.replace(event, id=f"{event.id}-after-{expected}")
+            else:
+                raise
+
+
+async def _after(bus: Bus, stream: str, key: tuple[str, ...], expected: int, scope: Scope) -> list[Stored]:
+    if scope is Scope.KEY:
+        return [each for each in await bus.read_key(stream, *key) if each.sequence > expected]
+    async with aclosing(bus.read(stream, start_sequence=expected + 1, follow=False)) as reader:
+        return [stored async for stored in reader]
