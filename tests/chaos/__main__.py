@@ -22,6 +22,7 @@ from tests.chaos.chaos import chaos
 from tests.chaos.injection import ChaosError
 from tests.chaos.scale import FULL, SMOKE, Scale
 from tests.chaos.schedule import KINDS, Fault, schedule
+from tests.chaos.victims import NoVictimError
 
 
 @click.command()
@@ -65,7 +66,7 @@ def _run(folder: Path, scale: Scale, seed: int, faults: list[Fault]) -> dict[str
         except asyncio.CancelledError:
             _say(f"interrupted: every process was stopped; the run's folder: {folder}")
             sys.exit(130)
-        except (ChaosError, AsearchError) as error:
+        except (ChaosError, NoVictimError, AsearchError) as error:
             _say(f"FAILED: {error}")
             return None
 

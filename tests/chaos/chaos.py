@@ -18,13 +18,14 @@ from actors.runtime.local_run import LocalRun
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import read_run_file
 from actors.runtime.workspace import Workspace
+from asearch.errors import AsearchError
 from schemas.events import EpisodeRequested, Event, RunEnded
 from tests.chaos.counting import read_archive, steps_repeated
 from tests.chaos.injection import ChaosError, Injector
 from tests.chaos.judging import Recorded, audited, verdict
 from tests.chaos.scale import Scale, settings_of
 from tests.chaos.schedule import Fault
-from tests.chaos.victims import Victims
+from tests.chaos.victims import NoVictimError, Victims
 from tests.chaos.watch import watching
 
 RUN = "chaos"
@@ -42,12 +43,15 @@ async def chaos(folder: Path, scale: Scale, seed: int, faults: list[Fault], say:
     begun_s = time.monotonic()
     settings = settings_of(scale, seed, len(faults))
     local = LocalRun(Workspace(folder), RUN, settings, SystemPlatform(), say, max_restarts=MAX_RESTARTS)
-    async with local.started() as bus, follow(bus) as view, watching(bus) as watch:
-        injector = Injector(local, watch, Victims(local), say, len(faults))
-        ended = await _live(injector, faults)
-        await view.catch_up(bus)
-        _write_result(local, view)
-        plan, policy = await _events(bus, "plan"), await _events(bus, "policy")
+    try:
+        async with local.started() as bus, follow(bus) as view, watching(bus) as watch:
+            injector = Injector(local, watch, Victims(local), say, len(faults))
+            ended = await _live(injector, faults)
+            await view.catch_up(bus)
+            _write_result(local, view)
+            plan, policy = await _events(bus, "plan"), await _events(bus, "policy")
+    except* (ChaosError, NoVictimError, AsearchError) as group:
+        raise _first(group) from None
     say(f"the run ended ({ended.reason}); auditing")
     audit = await audited(folder, RUN)
     recorded = Recorded(
@@ -66,6 +70,13 @@ async def chaos(folder: Path, scale: Scale, seed: int, faults: list[Fault], say:
     )
     result = verdict(injector.struck, recorded, audit, learns=scale.learns)
     return {"seed": seed, **result, "wall_s": round(time.monotonic() - begun_s, 1)}
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error of nested groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _live(injector: Injector, faults: list[Fault]) -> RunEnded:
@@ -97,10 +108,7 @@ async def _live(injector: Injector, faults: list[Fault]) -> RunEnded:
 
 
 async def _inject_and_drain(injector: Injector, faults: list[Fault]) -> None:
-    try:
-        await injector.inject(faults)
-    except* ChaosError as group:
-        raise group.exceptions[0] from None
+    await injector.inject(faults)
     watch = injector.watch
     injector.say(f"the schedule is over at step {watch.step}; the run goes on to its end")
     if not await watch.until(lambda: watch.ended, DRAIN_TIMEOUT_S):
