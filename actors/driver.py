@@ -1,15 +1,16 @@
 """Drives episodes: takes `EpisodeRequested`, runs the agent, and is the only writer of the episode's TRACE while it holds it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
 
 from actors.runtime.actor import Actor, Context
 from actors.runtime.bus import Incoming, Stored
 from actors.runtime.engines import EngineDirectory
-from actors.runtime.episode_run import Abandoned, EpisodeRun
-from asearch.agents.episode import GenerateRequest
+from actors.runtime.episode_run import TICK_S, EpisodeRun
+from actors.runtime.held_trace import Abandoned
+from asearch.agents.episode import EpisodeState, FactError, GenerateRequest
 from asearch.agents.recorded import start_of
 from asearch.agents.registry import make_agent
 from asearch.errors import BusError, EngineError
@@ -21,8 +22,21 @@ from schemas.records import Column, ToolResult
 LEASE_S = 2.0
 CHUNK_TIMEOUT_S = 60.0
 """Silence of an engine after which a request is asked again elsewhere, with the tokens already held."""
+RECONNECT_SILENCE_S = 5.0
+"""The same after the connection was lost: chunks that were under way then are lost."""
 ENGINE_WAIT_S = 120.0
 """How long an episode waits for any engine before it is dropped."""
+
+
+@dataclass
+class _Ask:
+    """One request to an engine, and the chunks that answer it."""
+
+    id: str
+    engine: str
+    chunks: asyncio.Queue[GenerationChunk]
+    n_reconnects: int
+    patience_s: float = CHUNK_TIMEOUT_S
 
 
 class Driver(Actor):
@@ -37,17 +51,28 @@ class Driver(Actor):
         self._agent = make_agent(context.settings.agent, Tokenizer.load(tokenizer_dir))
         self._slots = asyncio.Semaphore(context.settings.run.max_episodes_per_driver)
         self._engines = EngineDirectory(context.platform)
-        self._chunks: dict[str, asyncio.Queue[GenerationChunk]] = {}
+        self._asks: dict[str, _Ask] = {}
+        # Engines may still stream to an earlier life of this driver, under the same name.
+        self._life = context.platform.new_id()
         self._results: dict[str, asyncio.Future[ToolResult]] = {}
         self._held: set[str] = set()
         self._episodes: dict[str, asyncio.Task[None]] = {}
+        self._runs: dict[str, EpisodeRun] = {}
         self._n_asks = 0
         self._n_done = 0
         self._n_abandoned = 0
+        self._n_taken_over = 0
+        self._n_reconciled = 0
 
     def gauges(self) -> dict[str, float]:
-        """Episodes held, finished, abandoned."""
-        return {"n_episodes": len(self._episodes), "n_done": self._n_done, "n_abandoned": self._n_abandoned}
+        """Episodes held, finished, abandoned, taken over from another driver; losses of facts by the broker made good."""
+        return {
+            "n_episodes": len(self._episodes),
+            "n_done": self._n_done,
+            "n_abandoned": self._n_abandoned,
+            "n_taken_over": self._n_taken_over,
+            "n_reconciled": self._n_reconciled + sum(run.trace.n_reconciled for run in self._runs.values()),
+        }
 
     @property
     def concurrency(self) -> int:
@@ -65,15 +90,19 @@ class Driver(Actor):
     async def work(self) -> None:
         """Say which episodes are held, for as long as the actor lives."""
         while True:
-            lease = Lease(driver=self.context.actor_id, at_ns=self.platform.now_ns(), episodes=list(self._held))
-            with suppress(BusError):
-                await self.bus.publish(lease, key=self.context.actor_id)
+            await self._say_lease(list(self._held))
             await self.platform.sleep(LEASE_S)
+
+    async def _say_lease(self, episodes: list[str]) -> None:
+        lease = Lease(driver=self.context.actor_id, at_ns=self.platform.now_ns(), episodes=episodes)
+        with suppress(BusError):
+            await self.bus.publish(lease, key=self.context.actor_id)
 
     async def drain(self) -> None:
         """Let go of the episodes: they go on in another driver from what is recorded."""
         for task in list(self._episodes.values()):
             task.cancel()
+        await self._say_lease([])
 
     async def handle(self, event: Event, stored: Stored) -> None:
         """Take one episode when there is a place for it."""
@@ -95,12 +124,23 @@ class Driver(Actor):
         if state is None:
             self._let_go(event.episode)
             return
-        self._episodes[event.episode] = self.spawn(self._hold(run, run.run(state)), f"episode {event.episode}")
+        self._n_taken_over += run.taken_over
+        self._runs[event.episode] = run
+        task = self._episodes[event.episode] = self.spawn(self._hold(run, state), f"episode {event.episode}")
+        # Not by the task itself: one that is cancelled before it first runs runs nothing at all.
+        task.add_done_callback(lambda _: self._let_go(event.episode))
+
+    async def poisoned(self, stored: Stored) -> None:
+        """A request that fails again and again ends its episode; its group must not wait for it."""
+        if isinstance(stored.event, EpisodeRequested):
+            await self._run_of(stored.event).die("poison", "no driver could take it; see DEAD and the drivers' logs")
 
     def _let_go(self, episode: str) -> None:
         """Forget an episode and free its place."""
         self._held.discard(episode)
         self._episodes.pop(episode, None)
+        if run := self._runs.pop(episode, None):
+            self._n_reconciled += run.trace.n_reconciled
         for call in [call for call in self._results if call.startswith(f"{episode}:")]:
             del self._results[call]
         self._engines.forget(episode)
@@ -119,10 +159,14 @@ class Driver(Actor):
             tool_timeout_s=self.settings.tools.deadline_s * 2,
         )
 
-    async def _hold(self, run: EpisodeRun, running: Coroutine[Any, Any, None]) -> None:
+    async def _hold(self, run: EpisodeRun, state: EpisodeState) -> None:
         episode = run.request.episode
         try:
-            await running
+            try:
+                await run.run(state)
+            except FactError as error:
+                self.log.exception("episode cannot go on", episode=episode)
+                await run.die("poison", str(error))
             self._n_done += 1
         except Abandoned as error:
             self._n_abandoned += 1
@@ -130,8 +174,6 @@ class Driver(Actor):
         except BusError as error:
             self._n_abandoned += 1
             self.log.warning("episode let go: the broker refuses", episode=episode, why=str(error))
-        finally:
-            self._let_go(episode)
 
     async def _on_cancel(self, incoming: Incoming) -> None:
         if isinstance(incoming.message, CancelEpisodes):
@@ -145,14 +187,14 @@ class Driver(Actor):
         """Where tool actors send results for this driver."""
         return self.bus.core_subject(ToolReply, self.context.actor_id)
 
-    async def tool_result(self, call: str, timeout_s: float) -> ToolResult:
-        """Wait for the result of a call."""
+    async def tool_result(self, call: str, timeout_s: float) -> ToolResult | None:
+        """Wait for the result of a call; None after the timeout. What comes later is kept for the next wait."""
         future = self._results.setdefault(call, asyncio.get_running_loop().create_future())
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        finally:
-            self._results.pop(call, None)
+        await asyncio.wait({future}, timeout=timeout_s)
+        if not future.done():
+            return None
+        del self._results[call]
+        return future.result()
 
     async def _on_result(self, incoming: Incoming) -> None:
         reply = incoming.message
@@ -168,40 +210,53 @@ class Driver(Actor):
     async def generate(self, request: EpisodeRequested, call: GenerateRequest) -> AsyncGenerator[GenerationChunk]:
         """Stream a generation from an engine. When the engine fails or falls silent this ends; the caller asks for the rest."""
         engine = await self._engine_for(request.episode)
-        queue: asyncio.Queue[GenerationChunk] = asyncio.Queue(maxsize=1024)
         self._n_asks += 1
-        ask = f"{call.id}/{self.context.actor_id}/{self._n_asks}"
-        self._chunks[ask] = queue
+        name = f"{call.id}/{self._life}/{self._n_asks}"
+        ask = self._asks[name] = _Ask(name, engine, asyncio.Queue(maxsize=1024), self.bus.n_reconnects)
         self._engines.asked(engine, +1)
         finished = False
         try:
-            await self.bus.publish(self._command(request, call, ask), key=engine)
+            if not await self._send(request, call, ask):
+                return
             while not finished:
-                chunk = await self._next_chunk(queue, engine)
+                chunk = await self._next_chunk(ask)
                 if chunk is None:
                     return
                 finished = chunk.finish is not None
                 yield chunk
         finally:
-            self._chunks.pop(ask, None)
+            self._asks.pop(name, None)
             self._engines.asked(engine, -1)
             if not finished:
                 with suppress(BusError):
-                    await self.bus.publish(Abort(request=ask), key=engine)
+                    await self.bus.publish(Abort(request=name), key=engine)
 
-    async def _next_chunk(self, queue: asyncio.Queue[GenerationChunk], engine: str) -> GenerationChunk | None:
+    async def _send(self, request: EpisodeRequested, call: GenerateRequest, ask: _Ask) -> bool:
+        """Ask the engine; False if the connection takes nothing now."""
+        try:
+            await self.bus.publish(self._command(request, call, ask.id), key=ask.engine)
+        except BusError as error:
+            self.log.warning("generation not asked for", request=ask.id, engine=ask.engine, error=str(error))
+            return False
+        return True
+
+    async def _next_chunk(self, ask: _Ask) -> GenerationChunk | None:
         """The next chunk, None when the engine failed, died or fell silent."""
-        for _ in range(int(CHUNK_TIMEOUT_S)):
+        ask.patience_s = CHUNK_TIMEOUT_S
+        while ask.patience_s > 0:
             try:
-                async with asyncio.timeout(1.0):
-                    chunk = await queue.get()
+                async with asyncio.timeout(TICK_S):
+                    chunk = await ask.chunks.get()
             except TimeoutError:
-                if not self._engines.is_alive(engine):
+                ask.patience_s -= TICK_S
+                if not self._engines.is_alive(ask.engine):
                     return None
+                if self.bus.n_reconnects != ask.n_reconnects:
+                    ask.n_reconnects = self.bus.n_reconnects
+                    ask.patience_s = min(ask.patience_s, RECONNECT_SILENCE_S)
                 continue
             if chunk.error is not None:
-                self.log.warning("generation failed", request=chunk.request, engine=engine, error=chunk.error)
-                await self.platform.sleep(0.2)
+                self.log.warning("generation failed", request=chunk.request, engine=ask.engine, error=chunk.error)
                 return None
             return chunk
         return None
@@ -229,11 +284,12 @@ class Driver(Actor):
             seed=call.seed,
             min_step=request.progress,
             reply_to=self.bus.core_subject(GenerationChunk, self.context.actor_id),
+            driver=self.context.actor_id,
         )
 
     async def _on_chunk(self, incoming: Incoming) -> None:
         chunk = incoming.message
-        if isinstance(chunk, GenerationChunk) and (queue := self._chunks.get(chunk.request)) is not None:
+        if isinstance(chunk, GenerationChunk) and (ask := self._asks.get(chunk.request)) is not None:
             with suppress(asyncio.QueueFull):
                 # What is left out here shows as a gap in the offsets, and is asked for again.
-                queue.put_nowait(chunk)
+                ask.chunks.put_nowait(chunk)

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,11 +12,12 @@ import aiohttp
 
 from actors.runtime.actor import Actor, Context
 from actors.runtime.bus import Incoming
+from actors.runtime.hearing import HearingClock
 from actors.runtime.platform import Process
 from asearch.agents.packed import pack_ids, pack_logprobs, unpack_ids
 from asearch.engines.client import EngineClient, GeneratedChunk
 from asearch.errors import BusError, EngineError
-from schemas.commands import Abort, Generate, GenerationChunk
+from schemas.commands import Abort, Generate, GenerationChunk, Heartbeat, Lease
 from schemas.events import PolicyPublished
 from schemas.records import Column, Version, VersionRun
 
@@ -24,6 +26,17 @@ VERSION_WAIT_S = 60.0
 MAX_LOADS = 5
 """Loads in a row that may fail before the actor gives its server up."""
 LOAD_RETRY_S = 1.0
+LAPSE_S = 10.0
+"""A driver that has not named an episode in its lease for so long, while others were heard, does not wait for its tokens."""
+
+
+@dataclass
+class _Serving:
+    """A generation under way. `named_s` is when its driver last named the episode, by the clock of what is heard."""
+
+    command: Generate
+    task: asyncio.Task[None]
+    named_s: float
 
 
 class InferenceServer(Protocol):
@@ -67,20 +80,23 @@ class Engine(Actor):
         self._model_dir = model_dir
         self._server_command = server_command or self._embedded
         self._process: Process | None = None
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, _Serving] = {}
+        self._clock = HearingClock(context.platform)
         self._loaded = asyncio.Condition()
         self._n_generated = 0
         self._n_requests = 0
         self._n_failed = 0
+        self._n_lapsed = 0
         self._update_s = 0.0
 
     def gauges(self) -> dict[str, float]:
-        """Tokens and requests so far, requests under way, seconds of the last weight update."""
+        """Tokens and requests so far, requests under way, failed, given up with their driver; seconds of the last update."""
         return {
             "n_tokens": self._n_generated,
             "n_requests": self._n_requests,
             "n_running": len(self._running),
             "n_failed": self._n_failed,
+            "n_lapsed": self._n_lapsed,
             "update_s": self._update_s,
         }
 
@@ -91,6 +107,8 @@ class Engine(Actor):
         self.spawn(self._follow_policy(), "policy")
         async with asyncio.timeout(self.settings.engine.start_timeout_s), self._loaded:
             await self._loaded.wait_for(lambda: self.version is not None)
+        await self.bus.subscribe(Lease, ">", self._on_lease)
+        await self.bus.subscribe(Heartbeat, self.context.actor_id, self._on_own_heartbeat)
         await self.bus.subscribe(Generate, self.context.actor_id, self._on_generate)
         await self.bus.subscribe(Abort, self.context.actor_id, self._on_abort)
 
@@ -104,8 +122,8 @@ class Engine(Actor):
 
     async def drain(self) -> None:
         """Stop the server; drivers ask elsewhere with the tokens they hold."""
-        for task in list(self._running.values()):
-            task.cancel()
+        for serving in list(self._running.values()):
+            serving.task.cancel()
         if self._session is not None:
             await self._session.close()
         if self._process is not None:
@@ -208,17 +226,41 @@ class Engine(Actor):
 
     async def _on_generate(self, incoming: Incoming) -> None:
         command = incoming.message
-        if not isinstance(command, Generate):
+        if not isinstance(command, Generate) or command.request in self._running:
             return
         if len(self._running) >= MAX_PENDING:
             await self._fail(command, "the engine has too many requests")
             return
-        self._running[command.request] = self.spawn(self._generate(command), f"generate {command.request}")
+        task = self.spawn(self._generate(command), f"generate {command.request}")
+        self._running[command.request] = _Serving(command, task, self._clock.now_s)
+        # Not by the task itself: one that is cancelled before it first runs runs nothing at all.
+        task.add_done_callback(lambda _: self._running.pop(command.request, None))
 
     async def _on_abort(self, incoming: Incoming) -> None:
         command = incoming.message
-        if isinstance(command, Abort) and (task := self._running.get(command.request)) is not None:
-            task.cancel()
+        if isinstance(command, Abort) and (serving := self._running.get(command.request)) is not None:
+            serving.task.cancel()
+
+    async def _on_lease(self, incoming: Incoming) -> None:
+        """A driver names its episodes; its generations for others are nobody's after a while."""
+        lease = incoming.message
+        self._clock.heard()
+        if isinstance(lease, Lease):
+            episodes = frozenset(lease.episodes)
+            for serving in self._running.values():
+                if serving.command.driver == lease.driver and serving.command.episode in episodes:
+                    serving.named_s = self._clock.now_s
+
+    async def _on_own_heartbeat(self, incoming: Incoming) -> None:
+        """The broker passes messages on: whoever stays silent meanwhile is gone."""
+        self._clock.heard()
+        for serving in list(self._running.values()):
+            if serving.command.driver and self._clock.now_s - serving.named_s > LAPSE_S:
+                self._n_lapsed += 1
+                self.log.info("generation given up: its driver is gone", request=serving.command.request)
+                serving.task.cancel()
+                # Should the driver wake up, it need not wait for the silence to end.
+                await self._fail(serving.command, "the driver's lease has lapsed")
 
     async def _generate(self, command: Generate) -> None:
         begun_s = self.platform.monotonic()
@@ -227,11 +269,14 @@ class Engine(Actor):
             async with asyncio.timeout(command.max_wait_ns / 1e9):
                 await self._wait_for_step(command.min_step)
                 await self._stream(command, begun_s)
-        except (EngineError, TimeoutError, aiohttp.ClientError) as error:
+        except (EngineError, BusError, TimeoutError, aiohttp.ClientError) as error:
             self._n_failed += 1
             await self._fail(command, str(error) or type(error).__name__)
-        finally:
-            self._running.pop(command.request, None)
+        except Exception as error:
+            # One request must not end the engine of all others.
+            self.log.exception("generation failed", request=command.request)
+            self._n_failed += 1
+            await self._fail(command, repr(error))
 
     async def _stream(self, command: Generate, begun_s: float) -> None:
         parameters = {

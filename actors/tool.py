@@ -14,7 +14,10 @@ from schemas.commands import ToolReply
 from schemas.events import Event, ToolRequested
 from schemas.records import ToolResult
 
-REPLY_TIMEOUT_S = 10.0
+REPLY_TIMEOUT_S = 5.0
+REPLY_TRIES = 4
+"""After a broker's restart this actor may be connected again before the driver is."""
+REPLY_RETRY_S = 0.5
 
 
 class Tool(Actor):
@@ -85,13 +88,20 @@ class Tool(Actor):
         self._n_errors += result.error is not None
         self._busy_s += self.platform.monotonic() - started_s
         await self.platform.fault("tool.called")
-        reply = ToolReply(episode=event.episode, call=event.call, result=result)
-        try:
-            await self.bus.request(reply, subject=event.reply_to, timeout_s=REPLY_TIMEOUT_S)
-        except NoResponderError:
-            self.log.info("the driver that asked is gone", episode=event.episode, call=event.call)
-        except RequestTimeoutError:
-            self.log.warning("the driver that asked does not answer", episode=event.episode, call=event.call)
+        await self._deliver_result(event, ToolReply(episode=event.episode, call=event.call, result=result))
+
+    async def _deliver_result(self, event: ToolRequested, reply: ToolReply) -> None:
+        trouble = ""
+        for n_tries in range(REPLY_TRIES):
+            try:
+                await self.bus.request(reply, subject=event.reply_to, timeout_s=REPLY_TIMEOUT_S)
+                return
+            except NoResponderError:
+                trouble = "is gone"
+                await self.platform.sleep(REPLY_RETRY_S * 2**n_tries)
+            except RequestTimeoutError:
+                trouble = "does not answer"
+        self.log.warning(f"the driver that asked {trouble}", episode=event.episode, call=event.call)
 
     async def _call(self, event: ToolRequested) -> ToolResult:
         delay_s = latency_s(self.settings.tools.latency, event.task, event.member, event.turn)

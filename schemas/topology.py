@@ -150,6 +150,7 @@ TOPOLOGY = Topology(
         Reader("scheduler", "policy"),
         Reader("driver", "trace", in_order=False),
         Reader("driver", "blobs", in_order=False),
+        Reader("driver", "outcomes", in_order=False),
         Reader("engine", "policy"),
         Reader("grader", "plan", (events.AnswerKeyStored,), in_order=False),
         Reader("grader", "blobs", (events.BlobStored,), in_order=False),

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from actors.runtime.bus import Bus, Incoming
+from actors.runtime.hearing import HearingClock
 from actors.runtime.platform import Platform
 from schemas.commands import Heartbeat
 from schemas.records import Version
 
 LOST_AFTER_S = 5.0
-"""An engine that has not said for so long that it is alive is not asked."""
+"""An engine that has not said for so long that it is alive, while others were heard, is not asked."""
 
 
 @dataclass
@@ -24,7 +25,7 @@ class EngineDirectory:
     loaded."""
 
     def __init__(self, platform: Platform) -> None:
-        self._platform = platform
+        self._clock = HearingClock(platform)
         self._engines: dict[str, _Engine] = {}
         self._home: dict[str, str] = {}
 
@@ -34,14 +35,15 @@ class EngineDirectory:
 
     async def _heard(self, incoming: Incoming) -> None:
         beat = incoming.message
+        self._clock.heard()
         if isinstance(beat, Heartbeat) and beat.actor == "engine":
             engine = self._engines.setdefault(beat.actor_id, _Engine(0.0, beat.state, None))
-            engine.seen_s, engine.state, engine.version = self._platform.monotonic(), beat.state, beat.version
+            engine.seen_s, engine.state, engine.version = self._clock.now_s, beat.state, beat.version
 
     def is_alive(self, engine_id: str) -> bool:
         """Whether the engine said lately that it serves."""
         engine = self._engines.get(engine_id)
-        return engine is not None and engine.state == "ready" and self._platform.monotonic() - engine.seen_s < LOST_AFTER_S
+        return engine is not None and engine.state == "ready" and self._clock.now_s - engine.seen_s < LOST_AFTER_S
 
     def choose(self, episode: str) -> str | None:
         """The engine for the next request of an episode, None while there is none."""

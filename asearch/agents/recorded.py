@@ -1,10 +1,24 @@
-"""From the events of TRACE to the facts that an agent folds: the same for a driver that takes over, replay and audit."""
+"""From the events of TRACE to the facts that an agent folds: the same for a driver that takes over, replay and audit.
+
+Not every event under an episode's key counts. A driver that was presumed dead may still write one or two before it is refused,
+and a broker that lost a tail gives the sequences out again, so that a conditional append of an old driver may succeed. Whoever
+reads TRACE, or an episode of the archive, must therefore select with `valid_facts` first, and fold only what it returns.
+"""
 
 from collections.abc import Iterable
 
 from asearch.agents.episode import Agent, DeadlineNear, EpisodeStart, EpisodeState, Fact, GeneratedTokens, ToolReplied
 from asearch.agents.settings import AgentSettings
-from schemas.events import DeadlineNeared, EpisodeRequested, Event, TokensGenerated, ToolReturned
+from schemas.events import (
+    DeadlineNeared,
+    EpisodeRequested,
+    EpisodeTaken,
+    Event,
+    HeldFact,
+    TokensGenerated,
+    ToolReturned,
+    TraceFact,
+)
 from schemas.records import ToolResult
 
 
@@ -17,6 +31,64 @@ def start_of(request: EpisodeRequested, settings: AgentSettings) -> EpisodeStart
         seed=request.seed,
         purpose=request.purpose,
     )
+
+
+def valid_facts(events: Iterable[Event | None]) -> list[TraceFact]:
+    """The facts that count of one episode's TRACE, in order.
+
+    An `EpisodeTaken` counts if its attempt is above those before it. Another fact counts if it comes from the driver and the
+    attempt of the last one that counts, or names none. A repeated id counts once. None, for what could not be decoded, and
+    events of other streams are skipped. The selection of a prefix is a prefix of the selection.
+    """
+    valid: list[TraceFact] = []
+    seen: set[str] = set()
+    holder: EpisodeTaken | None = None
+    for event in events:
+        if not isinstance(event, TraceFact) or event.id in seen:
+            continue
+        if isinstance(event, EpisodeTaken):
+            if holder is not None and event.attempt <= holder.attempt:
+                continue
+            holder = event
+        elif not _is_from(holder, event):
+            continue
+        seen.add(event.id)
+        valid.append(event)
+    return valid
+
+
+def _is_from(holder: EpisodeTaken | None, fact: HeldFact) -> bool:
+    """Whether the holder wrote the fact, as far as the fact says."""
+    if fact.attempt == -1:
+        return True
+    return holder is not None and fact.attempt == holder.attempt and fact.driver in ("", holder.driver)
+
+
+def elapsed_ns(facts: Iterable[TraceFact]) -> int:
+    """How much of its wall clock an episode has used up, from its valid facts.
+
+    The time between one fact and the next, by the clock of the driver that wrote both; the time before an `EpisodeTaken` is
+    left out, as nobody held the episode. A clock that was set back counts as no time, and a fact without a time is skipped.
+    """
+    total_ns, before_ns = 0, 0
+    for fact in facts:
+        if isinstance(fact, EpisodeTaken):
+            before_ns = 0
+        if fact.at_ns and before_ns:
+            total_ns += max(0, fact.at_ns - before_ns)
+        before_ns = fact.at_ns or before_ns
+    return total_ns
+
+
+def n_idle_takes(facts: Iterable[TraceFact]) -> int:
+    """How often the episode was taken since it last got on: asking for a tool is no progress, its result is."""
+    n_takes = 0
+    for fact in facts:
+        if isinstance(fact, EpisodeTaken):
+            n_takes += 1
+        elif isinstance(fact, TokensGenerated | ToolReturned | DeadlineNeared):
+            n_takes = 0
+    return n_takes
 
 
 def generated_fact(event: TokensGenerated) -> GeneratedTokens:
