@@ -1,7 +1,8 @@
 """Plans the run: which groups are admitted, which episodes are asked for again, when the run is over.
 
 Its state is the fold of PLAN, OUTCOMES and POLICY. Every append to PLAN is conditional on the stream's last sequence, so of
-two schedulers one is refused and exits.
+two schedulers one is refused and exits. After a checkpoint it appends `PlanFolded`, which stands for the outcomes that
+are settled: OUTCOMES up to its watermark may be purged.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from actors.runtime.actor import Actor, Context
 from actors.runtime.appends import append_past_malformed
 from actors.runtime.bus import Incoming, Scope, Stored
 from actors.runtime.outcomes import append_outcome, dropped
+from actors.runtime.room import NEVER_PURGED, Room
 from asearch.configuration.loading import recipe_hash
 from asearch.data.samplers import EpochSampler
 from asearch.data.tasks import LoadedTask
@@ -23,10 +25,12 @@ from asearch.learning.rules import ledger_rules
 from schemas.commands import CancelEpisodes, Lease
 from schemas.events import (
     AnswerKeyStored,
+    CheckpointCommitted,
     EpisodeRequested,
     Event,
     GroupAdmitted,
     Outcome,
+    PlanFolded,
     PolicyPublished,
     RunEnded,
     RunStarted,
@@ -38,6 +42,13 @@ ADVICE = (
     "no group carried a signal in {n} steps in a row: the policy scores the same in every episode of a task. "
     "Warm it up longer (warmstart.steps), give easier tasks, or raise run.group_size or run.max_empty_steps"
 )
+
+
+STEADY_ATTEMPTS = 4
+MAX_BACKOFF = 16
+"""An episode that was asked for more often than STEADY_ATTEMPTS times is asked for ever more rarely, down to this factor."""
+GRACE_S = 300.0
+"""How long admission may wait for a stream after the last open episode has come to its deadline."""
 
 
 class SecondSchedulerError(AsearchError):
@@ -74,6 +85,11 @@ class Scheduler(Actor):
         self._unasked: dict[str, EpisodeRequested] = {}
         self._asked_s: dict[str, float] = {}
         self._leases: dict[str, tuple[float, set[str]]] = {}
+        self._room = Room(context.bus)
+        self._pressed_since_s: float | None = None
+        self._folded_watermark = 0
+        self._fold_due = False
+        self._next = {"outcomes": 1, "policy": 1}
         self._changed = asyncio.Event()
         self._ended = False
 
@@ -91,6 +107,8 @@ class Scheduler(Actor):
         async with aclosing(self.bus.read("plan", follow=False)) as plan:
             async for stored in plan:
                 self._fold_plan(stored)
+                await self.is_fact(stored)
+        self._next["outcomes"] = self._folded_watermark + 1
         if self._last_plan == 0:
             await self._append(
                 RunStarted(
@@ -104,6 +122,9 @@ class Scheduler(Actor):
                 ),
                 self.context.run,
             )
+        # Nothing may be concluded from half of what is known: an episode may have ended, a refill may be due.
+        for stream in ("outcomes", "policy"):
+            await self._follow(stream, follow=False)
         if not self._ended:
             await self._ask_missing()
         await self.bus.subscribe(Lease, ">", self._on_lease)
@@ -115,10 +136,11 @@ class Scheduler(Actor):
         next_check_s = self.platform.monotonic() + self.settings.run.lease_s
         while not self._ended:
             self._changed.clear()
-            for admission in self._planner.wanted():
-                await self._admit(admission)
+            await self._fold_if_due()
+            if await self._may_admit():
+                await self._admit_wanted()
             await self._end_if_done()
-            if self.platform.monotonic() >= next_check_s:
+            if not self._ended and self.platform.monotonic() >= next_check_s:
                 await self._ask_again()
                 next_check_s = self.platform.monotonic() + self.settings.run.lease_s / 3
             try:
@@ -146,24 +168,44 @@ class Scheduler(Actor):
             self._asked_s[event.episode] = self.platform.monotonic()
         elif isinstance(event, AnswerKeyStored):
             self._keys_stored.add(event.key.task)
+        elif isinstance(event, PlanFolded):
+            self._restore(event)
         elif isinstance(event, RunEnded):
             self._ended = True
 
-    async def _follow(self, stream: str) -> None:
-        async with aclosing(self.bus.read(stream)) as reader:
+    def _restore(self, event: PlanFolded) -> None:
+        self._planner.restore(event)
+        self._folded_watermark = event.watermark
+        for episode, request in list(self._open.items()):
+            if not self._planner.is_open(request.group, request.member):
+                del self._open[episode], self._asked_s[episode]
+
+    async def _follow(self, stream: str, *, follow: bool = True) -> None:
+        async with aclosing(self.bus.read(stream, start_sequence=self._next[stream], follow=follow)) as reader:
             async for stored in reader:
-                event = stored.event
-                if isinstance(event, Outcome):
-                    self._open.pop(event.episode, None)
-                    self._asked_s.pop(event.episode, None)
-                    self._planner.ended(stored.sequence, event)
-                elif isinstance(event, PolicyPublished):
-                    self._planner.published(event.version.step)
-                elif isinstance(event, StepTrained):
-                    self._planner.trained(event.step, event.empty)
-                else:
-                    continue
-                self._changed.set()
+                if stored.sequence > self._next[stream]:
+                    gap = f"{self._next[stream]} to {stored.sequence - 1}"
+                    self.log.error("facts are missing: their episodes are asked for again", stream=stream, sequences=gap)
+                self._next[stream] = stored.sequence + 1
+                if self._fold(stored):
+                    self._changed.set()
+
+    def _fold(self, stored: Stored) -> bool:
+        """Fold a fact of OUTCOMES or POLICY; whether anything may follow from it."""
+        event = stored.event
+        if isinstance(event, Outcome):
+            self._open.pop(event.episode, None)
+            self._asked_s.pop(event.episode, None)
+            self._planner.ended(stored.sequence, event)
+        elif isinstance(event, PolicyPublished):
+            self._planner.published(event.version.step)
+        elif isinstance(event, StepTrained):
+            self._planner.trained(event.step, event.empty)
+        elif isinstance(event, CheckpointCommitted):
+            self._fold_due = True
+        else:
+            return False
+        return True
 
     async def _on_lease(self, incoming: Incoming) -> None:
         lease = incoming.message
@@ -182,13 +224,60 @@ class Scheduler(Actor):
             raise
 
     async def _append_now(self, event: Event, *key: str) -> None:
+        before = self._last_plan
         try:
-            self._last_plan = await append_past_malformed(self.bus, event, *key, expected=self._last_plan, scope=Scope.STREAM)
+            self._last_plan = await append_past_malformed(self.bus, event, *key, expected=before, scope=Scope.STREAM)
             self._ended = self._ended or isinstance(event, RunEnded)
         except ConflictError as error:
             raise SecondSchedulerError(
                 f"another scheduler writes the plan of run {self.context.run}; stop one of the two"
             ) from error
+        if self._last_plan > before + 1:
+            await self._bury_between(before, self._last_plan)
+
+    async def _bury_between(self, before: int, after: int) -> None:
+        """Nobody else reads PLAN in order, because of the answer keys in it."""
+        async with aclosing(self.bus.read("plan", start_sequence=before + 1, follow=False)) as plan:
+            async for stored in plan:
+                if stored.sequence >= after:
+                    return
+                await self.is_fact(stored)
+
+    async def _fold_if_due(self) -> None:
+        """Say what stands for the outcomes up to the newest complete batch, if a checkpoint was committed since."""
+        if self._fold_due:
+            self._fold_due = False
+            if self._planner.watermark > self._folded_watermark:
+                await self._append_fold()
+
+    async def _append_fold(self) -> None:
+        name = f"folded-{self.context.run}-{self._last_plan + 1}"
+        folded = self._planner.fold(name, self.platform.now_ns(), self.context.run)
+        await self._append(folded, self.context.run)
+        self._folded_watermark = folded.watermark
+        await self.platform.fault("scheduler.plan_folded")
+
+    async def _may_admit(self) -> bool:
+        """Whether every stream has room; ends the run where that cannot come about any more."""
+        pressure = await self._room.pressure()
+        if pressure is None:
+            self._pressed_since_s = None
+            self.become("ready")
+            return True
+        now_s = self.platform.monotonic()
+        self._pressed_since_s = self._pressed_since_s or now_s
+        self.become("ready", f"room: {pressure}")
+        if pressure.stream in NEVER_PURGED:
+            await self._end(f"{pressure.stream}_full", pressure.advice)
+        elif now_s - self._pressed_since_s > self.settings.run.episode_deadline_s + GRACE_S:
+            await self._end("stream_full", pressure.advice)
+        return False
+
+    async def _admit_wanted(self) -> None:
+        for admission in self._planner.wanted():
+            await self._admit(admission)
+            if await self._room.is_pressed("plan"):
+                return
 
     async def _admit(self, admission: Admission) -> None:
         evaluates = admission.purpose == EVAL
@@ -258,9 +347,11 @@ class Scheduler(Actor):
     async def _ask_again(self) -> None:
         """Ask again for open episodes that are in no driver's lease for `lease_s`."""
         lease_s, now_s = self.settings.run.lease_s, self.platform.monotonic()
-        held = {name for seen_s, names in self._leases.values() if now_s - seen_s < lease_s for name in names}
+        self._leases = {driver: lease for driver, lease in self._leases.items() if now_s - lease[0] < lease_s}
+        held = {name for _, names in self._leases.values() for name in names}
         for episode, request in list(self._open.items()):
-            if episode in self._open and episode not in held and now_s - self._asked_s[episode] > lease_s:
+            patience_s = lease_s * min(MAX_BACKOFF, 2 ** max(0, request.attempt - STEADY_ATTEMPTS))
+            if episode in self._open and episode not in held and now_s - self._asked_s[episode] > patience_s:
                 self.log.info("asking again", episode=episode, attempt=request.attempt + 1)
                 await self._request(
                     msgspec.structs.replace(
@@ -281,6 +372,8 @@ class Scheduler(Actor):
             await self._end("max_empty_steps", ADVICE.format(n=self._planner.empty_in_a_row))
 
     async def _end(self, reason: str, message: str) -> None:
+        # The first append shows that this is the run's scheduler: another one must not end its episodes.
+        await self._append_fold()
         await self._ask_missing()
         open_episodes = list(self._open.values())
         if open_episodes:

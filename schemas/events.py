@@ -104,6 +104,38 @@ class AnswerKeyStored(Event, tag="answer_key_stored", frozen=True, kw_only=True)
     key: AnswerKey
 
 
+class EvaluationFolded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far an evaluation has come."""
+
+    ended: int
+    """Episodes with an outcome."""
+    correct: int = 0
+    """Of these, the right ones."""
+
+
+class PlanFolded(Event, tag="plan_folded", frozen=True, kw_only=True):
+    """What the scheduler has to know of OUTCOMES up to `watermark`, so that these can be purged.
+
+    It stands for every outcome up to `watermark`, and for the facts of PLAN before it as far as they concern these.
+    """
+
+    run: str
+    watermark: int
+    """Every training outcome up to this sequence of OUTCOMES is settled."""
+    step: int
+    """Batches that are complete."""
+    settled: list[Interval]
+    """Sequences above `watermark` that are settled as well."""
+    closed_slots: list[Interval]
+    """Training slots that are resolved."""
+    refills: dict[int, int]
+    """By open slot whose group was discarded: the refill that it waits for."""
+    open: dict[str, list[int]]
+    """Admitted episodes without an outcome up to `watermark`: members by group."""
+    evaluations: dict[str, EvaluationFolded]
+    """By label, as of `watermark`."""
+
+
 class RunEnded(Event, tag="run_ended", frozen=True, kw_only=True):
     """The run is over; `reason` is `completed`, `stopped` or the name of an error."""
 
@@ -401,6 +433,7 @@ AnyEvent = (
     | GroupAdmitted
     | EpisodeRequested
     | AnswerKeyStored
+    | PlanFolded
     | RunEnded
     | EpisodeTaken
     | TokensGenerated
@@ -435,12 +468,14 @@ __all__ = [
     "EpisodeGraded",
     "EpisodeRequested",
     "EpisodeTaken",
+    "EvaluationFolded",
     "Event",
     "EventRefused",
     "GroupAdmitted",
     "GroupVerdict",
     "HeldFact",
     "Outcome",
+    "PlanFolded",
     "PolicyFact",
     "PolicyPublished",
     "RunEnded",

@@ -7,7 +7,7 @@ from schemas.records import Interval
 
 
 class IntervalSet:
-    """A set of positive integers. Adding and membership cost O(log n) searches over the n intervals."""
+    """A set of integers. Adding and membership cost O(log n) searches over the n intervals."""
 
     def __init__(self, intervals: Iterable[Interval] = ()) -> None:
         self._first: list[int] = []
@@ -54,6 +54,14 @@ class IntervalSet:
         return isinstance(other, IntervalSet) and self.intervals() == other.intervals()
 
     __hash__ = None  # type: ignore[assignment]
+
+    def after(self, value: int) -> list[Interval]:
+        """The intervals of the members above `value`, in order."""
+        at = bisect_right(self._last, value)
+        return [
+            Interval(first=max(first, value + 1), last=last)
+            for first, last in zip(self._first[at:], self._last[at:], strict=True)
+        ]
 
     def intervals(self) -> list[Interval]:
         """The intervals in order, for storage."""

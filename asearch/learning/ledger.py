@@ -70,7 +70,8 @@ class LedgerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The stored form. `watermark` is the last sequence below which every outcome is settled.
 
     A fold that starts after `watermark` and skips what the three sets hold comes to the same state. `ungraded` are the
-    dropped and dead episodes of closed groups.
+    dropped and dead episodes of closed groups. `closed_slots` are resolved; `refills` says of an open slot whose group was
+    discarded which refill it waits for.
     """
 
     step: int
@@ -78,6 +79,8 @@ class LedgerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     counted: list[Interval]
     discarded: dict[str, list[Interval]]
     ungraded: list[Interval]
+    closed_slots: list[Interval] = []
+    refills: dict[int, int] = {}
 
 
 @dataclass
@@ -100,6 +103,8 @@ class Ledger:
             reason: IntervalSet(intervals) for reason, intervals in (snapshot.discarded if snapshot else {}).items()
         }
         self.ungraded = IntervalSet(snapshot.ungraded if snapshot else ())
+        self._closed_slots = IntervalSet(snapshot.closed_slots if snapshot else ())
+        self._refills: dict[int, int] = dict(snapshot.refills) if snapshot else {}
         self._open: dict[str, _OpenGroup] = {}
         self._kept: list[tuple[EpisodeGraded, ...]] = []
         self._verdicts: list[Verdict] = []
@@ -119,10 +124,16 @@ class Ledger:
         return waiting + sum(len(group) for group in self._kept)
 
     def fold(self, sequence: int, outcome: Outcome) -> list[Refill | StepClosed]:
-        """Take one outcome. A sequence that is already settled, or not newer than the last, changes nothing."""
-        if self.is_settled(sequence) or sequence <= self.folded:
+        """Take one outcome. A sequence that is already settled, or not newer than the last, changes nothing.
+
+        Nor does an outcome of a group that is closed: OUTCOMES is purged, so the broker cannot refuse a second outcome that
+        comes very late, from a process that was stopped for long.
+        """
+        if sequence <= self.folded:
             return []
         self.folded = sequence
+        if self.is_settled(sequence) or self._is_late(outcome):
+            return []
         group = self._open.setdefault(outcome.group, _OpenGroup(outcome.slot, outcome.refill, outcome.members))
         group.outcomes.setdefault(outcome.member, (sequence, outcome))
         if len(group.outcomes) < group.members:
@@ -138,6 +149,9 @@ class Ledger:
             or any(sequence in settled for settled in self.discarded.values())
         )
 
+    def _is_late(self, outcome: Outcome) -> bool:
+        return outcome.slot in self._closed_slots or outcome.refill < self._refills.get(outcome.slot, 0)
+
     def _close(self, name: str, group: _OpenGroup) -> list[Refill | StepClosed]:
         members = [group.outcomes[member] for member in sorted(group.outcomes)]
         graded = [(sequence, outcome) for sequence, outcome in members if isinstance(outcome, EpisodeGraded)]
@@ -150,13 +164,14 @@ class Ledger:
         self._verdicts.append(Verdict(name, reason, sequences, n_tokens))
         if reason is None:
             self._kept.append(tuple(outcome for _, outcome in graded))
-            return self._resolve()
+            return self._resolve(group.slot)
         discarded = self.discarded.setdefault(reason, IntervalSet())
         for sequence in sequences:
             discarded.add(sequence)
         if group.refill < self.rules.max_refills:
+            self._refills[group.slot] = group.refill + 1
             return [Refill(group.slot, group.refill + 1, name)]
-        return self._resolve()
+        return self._resolve(group.slot)
 
     def _reason_to_discard(self, graded: list[EpisodeGraded], members: int) -> str | None:
         needed = members if self.rules.min_graded is None else self.rules.min_graded
@@ -171,7 +186,9 @@ class Ledger:
             return "no_signal"
         return None
 
-    def _resolve(self) -> list[Refill | StepClosed]:
+    def _resolve(self, slot: int) -> list[Refill | StepClosed]:
+        self._closed_slots.add(slot)
+        self._refills.pop(slot, None)
         self._n_resolved += 1
         if self._n_resolved < self.rules.groups_per_step:
             return []
@@ -193,6 +210,8 @@ class Ledger:
             counted=self.counted.intervals(),
             discarded={reason: settled.intervals() for reason, settled in self.discarded.items()},
             ungraded=self.ungraded.intervals(),
+            closed_slots=self._closed_slots.intervals(),
+            refills=dict(self._refills),
         )
 
 

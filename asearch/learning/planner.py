@@ -5,11 +5,13 @@ are admitted by the capacity rule: slot n belongs to step floor(n / groups_per_s
 of the newest published policy (AReaL, arXiv 2505.24298, equation 3, in groups).
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
-from asearch.learning.ledger import Ledger, LedgerRules, Refill
+from asearch.learning.intervals import IntervalSet
+from asearch.learning.ledger import Ledger, LedgerRules, LedgerSnapshot, Refill
 from asearch.learning.staleness import admits
-from schemas.events import EpisodeGraded, GroupAdmitted, Outcome
+from schemas.events import EpisodeGraded, EvaluationFolded, GroupAdmitted, Outcome, PlanFolded
 
 TRAIN, EVAL = "train", "eval"
 
@@ -50,7 +52,7 @@ class _Evaluation:
 
 @dataclass
 class Planner:
-    """The fold. Facts go in by `admitted`, `ended`, `published`, `trained`; `wanted` says what follows."""
+    """The fold. Facts go in by `admitted`, `ended`, `published`, `trained`, or by `restore`; `wanted` says what follows."""
 
     rules: PlanRules
     step: int | None = None
@@ -62,8 +64,12 @@ class Planner:
 
     def __post_init__(self) -> None:
         self._ledger = Ledger(self.rules.ledger)
-        self._groups: set[str] = set()
-        self._members_left: dict[str, int] = {}
+        self._snapshot = self._ledger.snapshot()
+        self._folded = 0
+        self._since: deque[tuple[int, Outcome]] = deque()
+        """The ends of episodes above the watermark of the snapshot, in order."""
+        self._refilled: set[str] = set()
+        self._open: dict[str, set[int]] = {}
         self._next_slot = 0
         self._refills: dict[str, Refill] = {}
         for label in self.rules.evaluations:
@@ -72,37 +78,48 @@ class Planner:
     # --- facts ---
 
     def admitted(self, event: GroupAdmitted) -> None:
-        """A group was admitted."""
-        if event.group in self._groups:
-            return
-        self._groups.add(event.group)
-        self._members_left[event.group] = event.members
+        """A group was admitted; each is told once."""
+        self._open[event.group] = set(range(event.members))
         if event.purpose == EVAL:
             self.evaluations.setdefault(event.label, _Evaluation()).admitted += 1
             return
         self.n_train_admitted += 1
         if event.refill:
-            self._refills.pop(_group_name(event.slot, event.refill), None)
+            self._refilled.add(event.group)
+            self._refills.pop(event.group, None)
         else:
             self._next_slot = max(self._next_slot, event.slot + 1)
 
     def ended(self, sequence: int, outcome: Outcome) -> None:
-        """An episode has its outcome."""
-        left = self._members_left.get(outcome.group, 0) - 1
-        if left > 0:
-            self._members_left[outcome.group] = left
-        else:
-            self._members_left.pop(outcome.group, None)
+        """An episode has its outcome. A sequence that is not newer than the last, and a second outcome, change nothing."""
+        if sequence <= self._folded:
+            return
+        self._folded = sequence
+        if self.is_open(outcome.group, outcome.member):
+            self._close(outcome)
+            self._since.append((sequence, outcome))
+        if outcome.purpose != TRAIN:
+            return
+        for effect in self._ledger.fold(sequence, outcome):
+            if not isinstance(effect, Refill):
+                self._keep(effect.snapshot)
+            elif (name := _group_name(effect.slot, effect.refill)) not in self._refilled:
+                self._refills[name] = effect
+
+    def _close(self, outcome: Outcome) -> None:
+        members = self._open[outcome.group]
+        members.discard(outcome.member)
+        if not members:
+            del self._open[outcome.group]
         if outcome.purpose == EVAL:
             evaluation = self.evaluations.setdefault(outcome.label, _Evaluation())
             evaluation.ended += 1
-            evaluation.correct += isinstance(outcome, EpisodeGraded) and outcome.correct
-            return
-        for effect in self._ledger.fold(sequence, outcome):
-            if isinstance(effect, Refill):
-                name = _group_name(effect.slot, effect.refill)
-                if name not in self._groups:
-                    self._refills[name] = effect
+            evaluation.correct += _is_correct(outcome)
+
+    def _keep(self, snapshot: LedgerSnapshot) -> None:
+        self._snapshot = snapshot
+        while self._since and self._since[0][0] <= snapshot.watermark:
+            self._since.popleft()
 
     def published(self, step: int) -> None:
         """A policy version was published."""
@@ -115,12 +132,78 @@ class Planner:
         self.trained_steps = step + 1
         self.empty_in_a_row = self.empty_in_a_row + 1 if empty else 0
 
+    # --- without the outcomes that are settled ---
+
+    @property
+    def watermark(self) -> int:
+        """Up to this sequence of OUTCOMES a fact made by `fold` stands for the outcomes."""
+        return self._snapshot.watermark
+
+    @property
+    def folded(self) -> int:
+        """The last sequence of OUTCOMES that is folded."""
+        return self._folded
+
+    def fold(self, id: str, at_ns: int, run: str) -> PlanFolded:
+        """The state as of the last complete batch, less what PLAN and POLICY say."""
+        snapshot = self._snapshot
+        settled = IntervalSet(
+            [*snapshot.counted, *snapshot.ungraded, *(each for part in snapshot.discarded.values() for each in part)]
+        )
+        open_members = {group: set(members) for group, members in self._open.items()}
+        evaluations = {label: (each.ended, each.correct) for label, each in self.evaluations.items()}
+        for _, outcome in self._since:
+            open_members.setdefault(outcome.group, set()).add(outcome.member)
+            if outcome.purpose == EVAL:
+                ended, correct = evaluations[outcome.label]
+                evaluations[outcome.label] = (ended - 1, correct - _is_correct(outcome))
+        return PlanFolded(
+            id=id,
+            at_ns=at_ns,
+            run=run,
+            watermark=snapshot.watermark,
+            step=snapshot.step,
+            settled=settled.after(snapshot.watermark),
+            closed_slots=snapshot.closed_slots,
+            refills=snapshot.refills,
+            open={group: sorted(members) for group, members in sorted(open_members.items())},
+            evaluations={
+                label: EvaluationFolded(ended=ended, correct=correct) for label, (ended, correct) in evaluations.items()
+            },
+        )
+
+    def restore(self, event: PlanFolded) -> None:
+        """Take the place of all outcomes up to the watermark; PLAN up to the event has been told, later outcomes come again."""
+        self._snapshot = LedgerSnapshot(
+            step=event.step,
+            watermark=event.watermark,
+            counted=event.settled,
+            discarded={},
+            ungraded=[],
+            closed_slots=event.closed_slots,
+            refills=event.refills,
+        )
+        self._ledger = Ledger(self.rules.ledger, self._snapshot)
+        self._folded = event.watermark
+        self._since.clear()
+        self._open = {group: set(members) for group, members in event.open.items()}
+        for label, folded in event.evaluations.items():
+            evaluation = self.evaluations.setdefault(label, _Evaluation())
+            evaluation.ended, evaluation.correct = folded.ended, folded.correct
+        waiting = [Refill(slot, refill, _group_name(slot, refill - 1)) for slot, refill in event.refills.items()]
+        named = {_group_name(each.slot, each.refill): each for each in waiting}
+        self._refills = {name: refill for name, refill in named.items() if name not in self._refilled}
+
     # --- what follows ---
+
+    def is_open(self, group: str, member: int) -> bool:
+        """Whether this episode was admitted and has no outcome."""
+        return member in self._open.get(group, ())
 
     @property
     def n_in_flight(self) -> int:
         """Groups admitted with an episode that has no outcome."""
-        return len(self._members_left)
+        return len(self._open)
 
     @property
     def phase(self) -> str:
@@ -171,3 +254,7 @@ class Planner:
 
 def _group_name(slot: int, refill: int) -> str:
     return f"t-{slot}-{refill}"
+
+
+def _is_correct(outcome: Outcome) -> bool:
+    return isinstance(outcome, EpisodeGraded) and outcome.correct

@@ -11,7 +11,7 @@ from actors.scheduler import Scheduler, SecondSchedulerError
 from asearch.configuration.settings import EvaluationSettings, Settings
 from asearch.data.tasks import LoadedTask
 from schemas.commands import Lease
-from schemas.events import EpisodeDropped, EpisodeRequested, GroupAdmitted, PolicyPublished, RunEnded, RunStarted
+from schemas.events import EpisodeDropped, EpisodeRequested, GroupAdmitted, PlanFolded, PolicyPublished, RunEnded, RunStarted
 from schemas.records import Version, WeightManifest
 from tests.actors.conftest import Stage
 from tests.sim.simulation import SETTINGS
@@ -135,4 +135,4 @@ async def test_an_ended_run_stays_ended(stage: Stage) -> None:
     await publish(stage)
     async with asyncio.timeout(10.0):
         await stage.task(again)
-    assert [type(event) for event in await stage.facts("plan")] == [RunStarted, RunEnded]
+    assert [type(event) for event in await stage.facts("plan")] == [RunStarted, PlanFolded, RunEnded]
