@@ -1,69 +1,39 @@
-"""Trains the policy: folds OUTCOMES into batches, owns the rank processes, writes the model's journal, publishes weights.
+"""Trains the policy: takes batches in the order of OUTCOMES, owns the rank process, writes the journal, publishes weights.
 
 The claim is the fence: every append to POLICY is conditional on the model's last sequence, so a trainer that was replaced
-can publish nothing. Batches and verdicts depend on the order of OUTCOMES alone.
+can publish nothing.
 """
 
 import asyncio
-import random
-import shutil
-from contextlib import aclosing
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from actors.runtime.actor import Actor, Context
-from actors.runtime.appends import append_past_malformed
+from actors.runtime.batches import Batch, BatchFeed
+from actors.runtime.checkpointing import Checkpointer, standing
+from actors.runtime.policy_journal import PolicyJournal
+from actors.runtime.publishing import Publisher
 from actors.runtime.ranks import Rank, RankProcess
 from asearch.configuration.loading import recipe_hash
-from asearch.errors import AsearchError, BlobMissingError, ConflictError, TrainingError
-from asearch.learning.ledger import Ledger, LedgerSnapshot, StepClosed
+from asearch.errors import CheckpointError, TrainingError
+from asearch.learning.ledger import LedgerSnapshot, StepClosed
 from asearch.learning.rules import ledger_rules
-from asearch.training import checkpoints
-from schemas.codec import MalformedError, decode_trajectory
-from schemas.events import (
-    CheckpointCommitted,
-    EpisodeGraded,
-    Event,
-    GroupVerdict,
-    Outcome,
-    PolicyPublished,
-    StepTrained,
-    TrainerClaimed,
-)
+from asearch.training.checkpoints import Manifest
+from schemas.events import GroupVerdict, StepTrained, TrainerClaimed
 from schemas.local import (
     CheckpointRestored,
-    CheckpointSaved,
-    ExportWeights,
     LoadModel,
     ModelLoaded,
     RestoreCheckpoint,
-    SaveCheckpoint,
     StepDone,
-    TrainEpisode,
     TrainGroup,
     TrainStep,
-    WeightsExported,
 )
-from schemas.records import Segment, Version, WeightManifest
+from schemas.records import Version
 
 MODEL = "policy"
 STEP_TIMEOUT_S = 3600.0
-MAX_STEPS_AHEAD = 64
-MAX_FETCHES = 64
-
-
-class SecondTrainerError(AsearchError):
-    """Another trainer has claimed the model."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A closed step and its trajectories, which are fetched while earlier steps train."""
-
-    closed: StepClosed
-    segments: dict[str, asyncio.Task[list[Segment]]] = field(default_factory=dict[str, "asyncio.Task[list[Segment]]"])
 
 
 class Trainer(Actor):
@@ -75,141 +45,111 @@ class Trainer(Actor):
         """With `rank` it takes the commands; else a rank process is started."""
         super().__init__(context)
         self._given_rank = rank
+        self._rank: Rank | None = rank
         self._model_dir = model_dir
         self._weights_dir = weights_dir
-        self._checkpoints = context.run_dir / "checkpoints"
+        self._root = context.run_dir / "checkpoints"
         self._hash = recipe_hash(context.settings)
-        self._batches: asyncio.Queue[Batch] = asyncio.Queue(maxsize=MAX_STEPS_AHEAD)
-        self._fetching: dict[str, asyncio.Task[list[Segment]]] = {}
-        self._fetches = asyncio.Semaphore(MAX_FETCHES)
-        self._n_blobs_missing = 0
-        self._last_policy = 0
-        self._lineage = 1
+        self._journal = PolicyJournal(self.bus, MODEL)
+        self._feed: BatchFeed | None = None
+        self._checkpointer: Checkpointer | None = None
+        self._publisher: Publisher | None = None
         self._step = 0
         self._snapshot: LedgerSnapshot | None = None
-        self._checkpointed: tuple[int, int] | None = None
-        self._manifest: WeightManifest | None = None
-        self._kept: list[Path] = []
         self._step_under_way: asyncio.Task[None] | None = None
         self._n_tokens = 0
         self._train_s = 0.0
         self._idle_s = 0.0
 
     def gauges(self) -> dict[str, float]:
-        """Step, lineage, tokens trained, seconds spent training and waiting for batches, batches waiting."""
+        """Step, lineage, steps trained again, tokens trained, seconds by use, batches waiting, what failed."""
         return {
             "step": self._step,
-            "lineage": self._lineage,
+            "lineage": self._journal.lineage,
+            "n_steps_repeated": self._journal.n_repeated,
             "n_tokens": self._n_tokens,
             "train_s": self._train_s,
             "idle_s": self._idle_s,
-            "n_batches": self._batches.qsize(),
-            "n_blobs_missing": self._n_blobs_missing,
+            "checkpoint_s": self._checkpointer.blocked_s if self._checkpointer else 0.0,
+            "n_checkpoints_failed": self._checkpointer.n_failed if self._checkpointer else 0,
+            "n_batches": self._feed.batches.qsize() if self._feed else 0,
+            "n_blobs_missing": self._feed.n_blobs_missing if self._feed else 0,
         }
 
     # --- start: claim, restore, publish ---
 
     async def start(self) -> None:
-        """Claim the model, restore the newest checkpoint, publish its weights; only then read OUTCOMES."""
-        found = await asyncio.to_thread(checkpoints.newest, self._checkpoints)
+        """Claim the model, restore the checkpoint that stands, publish its weights; only then read OUTCOMES."""
+        await self._journal.read()
+        found = await asyncio.to_thread(standing, self._root, self._journal)
         if found is not None and found[1].recipe_hash != self._hash:
             self.log.warning("the checkpoint is of other settings", path=str(found[0]))
         self._snapshot = found[1].ledger if found else None
         self._step = found[1].step if found else 0
-        await self._claim(found[1].lineage if found else 0, found[0] if found else None)
-        self.become("starting", "the rank process (imports megatron-core)")
-        log_path = self.context.run_dir / "logs" / f"{self.context.actor_id}-rank.log"
-        self._rank = self._given_rank or await RankProcess.start(self.platform, log_path)
-        settings = msgspec.json.encode(self.settings.trainer)
-        command = LoadModel(model_dir=self._model_dir, settings=settings, seed=self.settings.seed)
-        await self._rank.ask(command, ModelLoaded, STEP_TIMEOUT_S)
-        if found is not None:
-            await self._rank.ask(RestoreCheckpoint(path=str(found[0])), CheckpointRestored, STEP_TIMEOUT_S)
-        await self._publish(parent=None)
-        self.spawn(self._fold(), "outcomes")
+        await self._refuse_a_gap()
+        await self._claim(found[0] if found else None)
+        await self.platform.fault("trainer.claimed")
+        self.spawn(self._journal.watch(), "claims of others")
+        rank = await self._load(found)
+        checkpoint = self.settings.checkpoint
+        self._checkpointer = Checkpointer(
+            self.platform, self._journal, rank, self.spawn, self._root, MODEL, self._hash, checkpoint.every_steps
+        )
+        await self._checkpointer.resumed(self._step, stands=found is not None)
+        self._publisher = Publisher(self.platform, self._journal, rank, self._weights_dir, MODEL, checkpoint.keep_versions)
+        await self._publish(parent=None, changed=True)
+        self._feed = BatchFeed(self.bus, ledger_rules(self.settings.run), self._snapshot)
+        self.spawn(self._feed.run(), "outcomes")
 
-    async def _claim(self, lineage: int, checkpoint: Path | None) -> None:
-        async with aclosing(self.bus.read("policy", key=(MODEL,), follow=False)) as policy:
-            async for stored in policy:
-                self._last_policy = stored.sequence
-                if isinstance(stored.event, TrainerClaimed):
-                    lineage = max(lineage, stored.event.lineage)
-        self._lineage = lineage + 1
-        await self._append(
+    async def _refuse_a_gap(self) -> None:
+        """Raises CheckpointError if outcomes that follow the checkpoint were purged: the batches would be others."""
+        watermark = self._snapshot.watermark if self._snapshot else 0
+        first = (await self.bus.stream_info("outcomes")).first_sequence
+        if first > watermark + 1:
+            raise CheckpointError(
+                f"the newest checkpoint in {self._root} is of step {self._step} and needs the outcomes from {watermark + 1} on, "
+                f"but those before {first} were purged, because newer checkpoints had been committed "
+                f"({', '.join(map(str, self._journal.checkpoints)) or 'none'}): put these back, or begin a new run"
+            )
+
+    async def _claim(self, checkpoint: Path | None) -> None:
+        lineage = self._journal.lineage + 1
+        await self._journal.append(
             TrainerClaimed(
-                id=f"claim-{MODEL}-{self._lineage}-{self.platform.new_id()}",
+                id=f"claim-{MODEL}-{lineage}-{self.platform.new_id()}",
                 at_ns=self.platform.now_ns(),
                 model=MODEL,
-                lineage=self._lineage,
+                lineage=lineage,
                 step=self._step,
                 checkpoint=checkpoint.name if checkpoint else None,
                 trainer=self.context.actor_id,
             )
         )
 
-    async def _append(self, event: Event) -> None:
-        try:
-            self._last_policy = await append_past_malformed(self.bus, event, MODEL, expected=self._last_policy)
-        except ConflictError as error:
-            raise SecondTrainerError("another trainer has claimed the model; this one stops and publishes nothing") from error
-
-    # --- folding outcomes into batches ---
-
-    async def _fold(self) -> None:
-        """Fold OUTCOMES from the checkpoint's watermark; fetch trajectories of kept groups early."""
-        ledger = Ledger(ledger_rules(self.settings.run), self._snapshot)
-        begin = (self._snapshot.watermark if self._snapshot else 0) + 1
-        async with aclosing(self.bus.read("outcomes", start_sequence=begin)) as reader:
-            async for stored in reader:
-                outcome = stored.event
-                if not isinstance(outcome, Outcome) or outcome.purpose != "train":
-                    continue
-                if isinstance(outcome, EpisodeGraded) and not ledger.is_settled(stored.sequence):
-                    self._prefetch(outcome)
-                for effect in ledger.fold(stored.sequence, outcome):
-                    if isinstance(effect, StepClosed):
-                        await self._batches.put(self._batch_of(effect))
-                    else:
-                        self._forget(effect.refill_of)
-
-    def _prefetch(self, outcome: EpisodeGraded) -> None:
-        if outcome.episode not in self._fetching:
-            self._fetching[outcome.episode] = asyncio.create_task(self._fetch(outcome), name=f"fetch {outcome.episode}")
-
-    async def _fetch(self, outcome: EpisodeGraded) -> list[Segment]:
-        """The segments of an episode; none where its trajectory is gone, so that one lost payload stops nobody."""
-        if outcome.trajectory is None:
-            return []
-        try:
-            async with self._fetches:
-                return decode_trajectory(await self.bus.get_blob(outcome.trajectory)).segments
-        except (BlobMissingError, MalformedError) as error:
-            self.log.error("an episode is trained without its tokens", episode=outcome.episode, error=str(error))
-            self._n_blobs_missing += 1
-            return []
-
-    def _batch_of(self, closed: StepClosed) -> Batch:
-        kept = [outcome.episode for group in closed.groups for outcome in group]
-        segments = {episode: self._fetching.pop(episode) for episode in kept}
-        for verdict in closed.verdicts:
-            if verdict.reason is not None:
-                self._forget(verdict.group)
-        return Batch(closed, segments)
-
-    def _forget(self, group: str) -> None:
-        for episode in [name for name in self._fetching if name.rsplit("-", 1)[0] == group]:
-            self._fetching.pop(episode).cancel()
+    async def _load(self, found: tuple[Path, Manifest] | None) -> Rank:
+        """A rank with the model, and with the state of the checkpoint if there is one."""
+        self.become("starting", "the rank process (imports megatron-core)")
+        log_path = self.context.run_dir / "logs" / f"{self.context.actor_id}-rank.log"
+        rank = self._rank = self._given_rank or await RankProcess.start(self.platform, log_path)
+        settings = msgspec.json.encode(self.settings.trainer)
+        command = LoadModel(model_dir=self._model_dir, settings=settings, seed=self.settings.seed)
+        await rank.ask(command, ModelLoaded, STEP_TIMEOUT_S)
+        if found is not None:
+            await rank.ask(RestoreCheckpoint(path=str(found[0])), CheckpointRestored, STEP_TIMEOUT_S)
+        await self.platform.fault("trainer.loaded")
+        return rank
 
     # --- training ---
 
     async def work(self) -> None:
         """Train the closed steps in order."""
+        assert self._feed is not None  # noqa: S101
         while True:
             begun_s = self.platform.monotonic()
             if self._step >= self.settings.run.steps:
                 await self.wait_stopping()
                 return
-            batch = await self._batches.get()
+            batch = await self._feed.batches.get()
             idle_s = self.platform.monotonic() - begun_s
             self._idle_s += idle_s
             # A step is one unit: cancelling it half way would leave the rank ahead of the journal.
@@ -218,59 +158,64 @@ class Trainer(Actor):
             self._train_s += self.platform.monotonic() - begun_s - idle_s
 
     async def _train(self, batch: Batch, idle_s: float) -> None:
+        assert self._checkpointer is not None  # noqa: S101
         closed = batch.closed
         if closed.step != self._step:
             raise TrainingError(
                 f"batch of step {closed.step} at policy step {self._step}: OUTCOMES were read twice or not at all"
             )
-        groups = await self._groups(batch)
+        groups = await batch.groups(f"{self.settings.seed}-{self._step}" if self.settings.rewards.permute else None)
         done = await self._update(groups) if groups else None
         await self.platform.fault("trainer.updated")
-        await self._append(self._trained(closed, done, idle_s))
+        await self._journal.append(self._trained(closed, done, idle_s))
+        await self.platform.fault("trainer.recorded")
         self._snapshot = closed.snapshot
-        parent = Version(lineage=self._lineage, step=self._step)
+        parent = self._version
         self._step += 1
         self._n_tokens += done.n_tokens_trained if done else 0
         is_last = self._step >= self.settings.run.steps
         if is_last:
             # Evaluation begins when the last version appears: that step must not be lost again.
-            await self._checkpoint()
+            await self._checkpointer.commit(self._step, closed.snapshot)
         await self._publish(parent, changed=done is not None and not done.skipped)
-        if not is_last and self._step % self.settings.checkpoint.every_steps == 0:
-            await self._checkpoint()
+        if not is_last and self._checkpointer.is_due(self._step):
+            await self._checkpointer.begin(self._step, closed.snapshot)
 
-    async def _groups(self, batch: Batch) -> list[TrainGroup]:
-        rewards = {outcome.episode: outcome.reward.value for group in batch.closed.groups for outcome in group}
-        if self.settings.rewards.permute:
-            shuffled = list(rewards.values())
-            random.Random(f"{self.settings.seed}-{self._step}").shuffle(shuffled)
-            rewards = dict(zip(rewards, shuffled, strict=True))
-        return [
-            TrainGroup(
-                group=group[0].group,
-                episodes=[
-                    TrainEpisode(
-                        episode=outcome.episode,
-                        reward=rewards[outcome.episode],
-                        segments=await batch.segments[outcome.episode],
-                    )
-                    for outcome in group
-                ],
-            )
-            for group in batch.closed.groups
-        ]
+    @property
+    def _version(self) -> Version:
+        return Version(lineage=self._journal.lineage, step=self._step)
+
+    async def _publish(self, parent: Version | None, changed: bool) -> None:
+        assert self._publisher is not None  # noqa: S101
+        version = self._version
+        await self._publisher.publish(version, parent, changed)
+        self.version = version
 
     async def _update(self, groups: list[TrainGroup]) -> StepDone:
+        assert self._rank is not None  # noqa: S101
         run = self.settings.run
-        command = TrainStep(step=self._step, lineage=self._lineage, groups=groups, max_staleness=run.eta, rule=run.rule)
-        return await self._rank.ask(command, StepDone, STEP_TIMEOUT_S)
+        command = TrainStep(
+            step=self._step,
+            lineage=self._journal.lineage,
+            groups=groups,
+            max_staleness=run.eta,
+            rule=run.rule,
+            claims=tuple(self._journal.claims),
+        )
+        await self.platform.fault("trainer.step_asked")
+        try:
+            return await self._rank.ask(command, StepDone, STEP_TIMEOUT_S)
+        except TrainingError:
+            # Tokens of a successor's versions are newer than anything that this trainer may consume.
+            await self._journal.check()
+            raise
 
     def _trained(self, closed: StepClosed, done: StepDone | None, idle_s: float) -> StepTrained:
         return StepTrained(
-            id=f"step-{MODEL}-{self._lineage}-{closed.step}",
+            id=f"step-{MODEL}-{self._journal.lineage}-{closed.step}",
             at_ns=self.platform.now_ns(),
             model=MODEL,
-            lineage=self._lineage,
+            lineage=self._journal.lineage,
             step=closed.step,
             verdicts=[
                 GroupVerdict(group=verdict.group, episodes=len(verdict.sequences), reason=verdict.reason)
@@ -286,68 +231,16 @@ class Trainer(Actor):
             idle_ns=int(idle_s * 1e9),
         )
 
-    # --- publishing and checkpoints ---
-
-    async def _publish(self, parent: Version | None, changed: bool = True) -> None:
-        """Announce the weights of the current step; a step that changed none announces the same files again."""
-        version = Version(lineage=self._lineage, step=self._step)
-        if changed or self._manifest is None:
-            path = self._weights_dir / f"v{version}"
-            command = ExportWeights(path=str(path), version=version, fsync=False)
-            exported = await self._rank.ask(command, WeightsExported, STEP_TIMEOUT_S)
-            self._manifest = exported.manifest
-            self._kept.append(path)
-            while len(self._kept) > self.settings.checkpoint.keep_versions:
-                shutil.rmtree(self._kept.pop(0), ignore_errors=True)
-        await self.platform.fault("trainer.exported")
-        await self._append(
-            PolicyPublished(
-                id=f"published-{MODEL}-{version}",
-                at_ns=self.platform.now_ns(),
-                model=MODEL,
-                version=version,
-                parent=parent,
-                manifest=self._manifest,
-            )
-        )
-        self.version = version
-
-    async def _checkpoint(self) -> None:
-        """Commit weights, optimizer, RNG and the ledger as of the last trained step."""
-        snapshot = self._snapshot
-        if snapshot is None or self._checkpointed == (self._lineage, self._step):
-            return
-        aside = checkpoints.begin(self._checkpoints, self._lineage, self._step)
-        saved = await self._rank.ask(SaveCheckpoint(path=str(aside)), CheckpointSaved, STEP_TIMEOUT_S)
-        manifest = checkpoints.Manifest(
-            lineage=self._lineage,
-            step=self._step,
-            recipe_hash=self._hash,
-            ledger=snapshot,
-            files={name: checkpoints.FileEntry(size, digest) for name, (size, digest) in saved.files.items()},
-        )
-        await self.platform.fault("trainer.checkpoint_written")
-        final = await asyncio.to_thread(checkpoints.commit, aside, manifest)
-        self._checkpointed = (self._lineage, self._step)
-        await self._append(
-            CheckpointCommitted(
-                id=f"checkpoint-{MODEL}-{self._lineage}-{self._step}",
-                at_ns=self.platform.now_ns(),
-                model=MODEL,
-                lineage=self._lineage,
-                step=self._step,
-                path=str(final),
-                watermark=snapshot.watermark,
-                counted=snapshot.counted,
-            )
-        )
-
     async def drain(self) -> None:
         """Finish the step under way, commit what was trained, stop the rank, delete the published files."""
-        if self._step_under_way is not None:
-            await asyncio.shield(self._step_under_way)
-        for task in self._fetching.values():
-            task.cancel()
-        await self._checkpoint()
-        await self._rank.stop()
-        shutil.rmtree(self._weights_dir, ignore_errors=True)
+        assert self._feed is not None and self._checkpointer is not None  # noqa: S101
+        assert self._publisher is not None and self._rank is not None  # noqa: S101
+        self._feed.close()
+        try:
+            if self._step_under_way is not None:
+                await asyncio.shield(self._step_under_way)
+            if self._snapshot is not None:
+                await self._checkpointer.commit(self._step, self._snapshot)
+        finally:
+            await self._rank.stop()
+        await asyncio.to_thread(self._publisher.remove_all)

@@ -35,8 +35,16 @@ class GradingError(AsearchError):
     """A grader could not come to a verdict for a reason outside the policy."""
 
 
+class StorageError(AsearchError):
+    """A disk is full, or refuses to write. What was there before is as it was."""
+
+
 class TrainingError(AsearchError):
     """A training process failed or was given a batch that breaks an invariant."""
+
+
+class SecondTrainerError(AsearchError):
+    """Another trainer has claimed the model."""
 
 
 class BusError(AsearchError):

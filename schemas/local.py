@@ -43,7 +43,8 @@ class LoadModel(Command, tag="load_model", frozen=True, kw_only=True):
 class TrainStep(Command, tag="train_step", frozen=True, kw_only=True):
     """One update from policy step `step` to `step + 1`, of tokens not older than the staleness rule allows.
 
-    `max_staleness` is None for supervised batches. `rule` is `mask`, `discard` or `keep`.
+    `max_staleness` is None for supervised batches. `rule` is `mask`, `discard` or `keep`. `claims` are the lineages that the
+    model has had, each with the step from which it went on: they tell which tokens come from abandoned steps.
     """
 
     step: int
@@ -51,6 +52,7 @@ class TrainStep(Command, tag="train_step", frozen=True, kw_only=True):
     groups: list[TrainGroup]
     max_staleness: int | None = None
     rule: str = "mask"
+    claims: tuple[Version, ...] = ()
 
 
 class ExportWeights(Command, tag="export_weights", frozen=True, kw_only=True):
@@ -63,9 +65,18 @@ class ExportWeights(Command, tag="export_weights", frozen=True, kw_only=True):
 
 
 class SaveCheckpoint(Command, tag="save_checkpoint", frozen=True, kw_only=True):
-    """Write weights, optimizer and RNG below the existing folder `path`; the actor writes ledger and manifest and commits."""
+    """Copy weights, optimizer and RNG, answer, and write the copy below the existing folder `path` while commands go on.
+
+    One at a time: `AwaitCheckpoint` ends it. The actor writes ledger and manifest and commits.
+    """
 
     path: str
+
+
+class AwaitCheckpoint(Command, tag="await_checkpoint", frozen=True, kw_only=True):
+    """Wait until the files of the last `SaveCheckpoint` are on disk, for at most `timeout_s`; 0 only asks."""
+
+    timeout_s: float = 0.0
 
 
 class RestoreCheckpoint(Command, tag="restore_checkpoint", frozen=True, kw_only=True):
@@ -118,12 +129,19 @@ class WeightsExported(Reply, tag="weights_exported", frozen=True, kw_only=True):
     elapsed_ns: int
 
 
-class CheckpointSaved(Reply, tag="checkpoint_saved", frozen=True, kw_only=True):
-    """`SaveCheckpoint` is done: every file below the folder with its size and xxh3-128 hash."""
+class CheckpointCopied(Reply, tag="checkpoint_copied", frozen=True, kw_only=True):
+    """`SaveCheckpoint` has its copy: the model may be trained on."""
 
-    files: dict[str, tuple[int, str]]
-    """(size in bytes, xxh3-128 hex) by path below the folder."""
+    n_bytes: int
+    """Size of the copy."""
     elapsed_ns: int
+
+
+class CheckpointProgress(Reply, tag="checkpoint_progress", frozen=True, kw_only=True):
+    """How far `SaveCheckpoint` is: `files` is None while it writes, then every file with its size and xxh3-128 hash."""
+
+    files: dict[str, tuple[int, str]] | None
+    """(size in bytes, xxh3-128 hex) by path below the folder."""
 
 
 class CheckpointRestored(Reply, tag="checkpoint_restored", frozen=True, kw_only=True):
@@ -133,17 +151,20 @@ class CheckpointRestored(Reply, tag="checkpoint_restored", frozen=True, kw_only=
 
 
 class RankFailed(Reply, tag="rank_failed", frozen=True, kw_only=True):
-    """A command failed. The rank goes on if `fatal` is false."""
+    """A command failed. The rank goes on if `fatal` is false; where `storage` is true a disk was at fault."""
 
     message: str
     """One line."""
     traceback: str
     """The rank's traceback, for the log."""
     fatal: bool
+    storage: bool = False
 
 
-AnyCommand = LoadModel | TrainStep | ExportWeights | SaveCheckpoint | RestoreCheckpoint | StopRank
-AnyReply = RankReady | ModelLoaded | StepDone | WeightsExported | CheckpointSaved | CheckpointRestored | RankFailed
+AnyCommand = LoadModel | TrainStep | ExportWeights | SaveCheckpoint | AwaitCheckpoint | RestoreCheckpoint | StopRank
+AnyReply = (
+    RankReady | ModelLoaded | StepDone | WeightsExported | CheckpointCopied | CheckpointProgress | CheckpointRestored | RankFailed
+)
 
 command_decoder = msgspec.msgpack.Decoder(AnyCommand)
 reply_decoder = msgspec.msgpack.Decoder(AnyReply)

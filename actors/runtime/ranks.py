@@ -1,6 +1,7 @@
 """The actor's side of a rank process: start it, send a command, wait for its reply."""
 
 import asyncio
+import contextlib
 import socket
 import struct
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from actors.runtime.platform import Platform, Process
-from asearch.errors import TrainingError
+from asearch.errors import StorageError, TrainingError
 from schemas.local import MAX_FRAME_BYTES, Command, RankFailed, RankReady, Reply, encoder, reply_decoder
 
 START_TIMEOUT_S = 180.0
@@ -20,7 +21,7 @@ class Rank(Protocol):
     """What a trainer needs of a rank."""
 
     async def ask(self, command: Command, expected: type[R], timeout_s: float) -> R:
-        """Carry a command out. Raises TrainingError."""
+        """Carry a command out. Raises TrainingError, or StorageError if it failed because of a disk."""
         ...
 
     async def stop(self, grace_s: float = 5.0) -> None:
@@ -37,6 +38,7 @@ class RankProcess:
         self._writer = writer
         self._log_path = log_path
         self._turn = asyncio.Lock()
+        self._is_out_of_step = False
 
     @classmethod
     async def start(cls, platform: Platform, log_path: Path, env: dict[str, str] | None = None) -> "RankProcess":
@@ -66,15 +68,25 @@ class RankProcess:
         return rank
 
     async def ask(self, command: Command, expected: type[R], timeout_s: float) -> R:
-        """Send a command and wait for its reply. Raises TrainingError if the rank fails, dies or takes too long."""
+        """Send a command and wait for its reply.
+
+        Raises TrainingError if the rank fails, dies or takes too long, StorageError if the command failed because of a disk.
+        """
+        data = encoder.encode(command)
+        if len(data) > MAX_FRAME_BYTES:
+            raise TrainingError(f"a command of {len(data)} bytes is over the limit of {MAX_FRAME_BYTES}")
         async with self._turn:
-            data = encoder.encode(command)
-            if len(data) > MAX_FRAME_BYTES:
-                raise TrainingError(f"a command of {len(data)} bytes is over the limit of {MAX_FRAME_BYTES}")
+            if self._is_out_of_step:
+                raise TrainingError("the rank's last reply was not waited for; it takes no more commands")
+            self._is_out_of_step = True
             self._writer.write(_LENGTH.pack(len(data)))
             self._writer.write(data)
-            await self._writer.drain()
+            with contextlib.suppress(ConnectionError):  # a rank that is gone is noticed, with its log, when its reply is read
+                await self._writer.drain()
             reply = await self._read(timeout_s)
+            self._is_out_of_step = False
+        if isinstance(reply, RankFailed) and reply.storage:
+            raise StorageError(reply.message)
         if isinstance(reply, RankFailed):
             raise TrainingError(f"the rank could not {type(command).__name__}: {reply.message}\n{reply.traceback}")
         if not isinstance(reply, expected):

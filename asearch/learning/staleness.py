@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asearch.errors import ConfigError, TrainingError
-from schemas.records import VersionRun
+from schemas.records import Version, VersionRun
 
 Rule = Literal["mask", "discard", "keep"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -19,7 +19,7 @@ class SegmentAge(NamedTuple):
     staleness_T: npt.NDArray[np.int32]
     """Step of the consuming update minus step of the token's version; -1 where no version is recorded (loss mask 0)."""
     dead_lineage_T: npt.NDArray[np.bool_]
-    """Tokens of an older lineage: their trainer was replaced, perhaps before the step they come from was committed."""
+    """Tokens of abandoned steps: sampled from weights that a later claim went back before."""
 
 
 def admits(slot: int, groups_per_step: int, step: int, eta: int) -> bool:
@@ -30,9 +30,17 @@ def admits(slot: int, groups_per_step: int, step: int, eta: int) -> bool:
     return slot // groups_per_step <= step + eta
 
 
-def segment_age(versions: Sequence[VersionRun], n_tokens: int, lineage: int, step: int) -> SegmentAge:
+def is_abandoned(version: Version, claims: Sequence[Version]) -> bool:
+    """Whether a later claim went on from a step before this version's: its weights are no ancestor of what is trained."""
+    return any(claim.lineage > version.lineage and claim.step < version.step for claim in claims)
+
+
+def segment_age(
+    versions: Sequence[VersionRun], n_tokens: int, lineage: int, step: int, claims: Sequence[Version] = ()
+) -> SegmentAge:
     """Ages of a segment of `n_tokens` tokens that the update from `step` to `step + 1` of `lineage` consumes.
 
+    `claims` are the model's lineages so far, each with the step from which it went on.
     A token of an older lineage counts from its own step, and as 0 if the restarted trainer has not come that far again.
     Raises TrainingError for a run outside the segment and for a token newer than the update that consumes it.
     """
@@ -47,7 +55,7 @@ def segment_age(versions: Sequence[VersionRun], n_tokens: int, lineage: int, ste
                 f"tokens of version {run.version} are newer than the consuming step {lineage}.{step}: "
                 "the batch was composed against another trainer's journal"
             )
-        dead_T[run.start : run.end] = run.version.lineage < lineage
+        dead_T[run.start : run.end] = is_abandoned(run.version, claims)
         staleness_T[run.start : run.end] = max(age, 0)
     return SegmentAge(staleness_T, dead_T)
 

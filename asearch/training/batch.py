@@ -44,7 +44,7 @@ class Batch:
     lengths: list[int] = field(default_factory=lambda: [])
     """Tokens of all segments, by episode number."""
     n_dead_lineage: int = 0
-    """Trained tokens of an older lineage."""
+    """Trained tokens of abandoned steps."""
 
     @property
     def n_trained(self) -> int:
@@ -99,7 +99,7 @@ def _add(batch: Batch, segment: Segment, group: int, command: TrainStep, needs_b
 
 
 def _without_stale(batch: Batch, segment: Segment, mask_T: npt.NDArray[np.bool_], command: TrainStep) -> npt.NDArray[np.bool_]:
-    age = segment_age(segment.versions, len(mask_T), command.lineage, command.step)
+    age = segment_age(segment.versions, len(mask_T), command.lineage, command.step, command.claims)
     if not np.array_equal(age.staleness_T >= 0, mask_T):
         raise TrainingError(f"segment {segment.id}: its versions do not cover exactly the tokens that are trained")
     too_old_T = stale(age.staleness_T, command.max_staleness, command.rule)

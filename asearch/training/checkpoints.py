@@ -1,13 +1,14 @@
-"""Committed checkpoints: a folder is a checkpoint if and only if its manifest is in place.
+"""Checkpoints on disk: folders that are whole as soon as they have their name.
 
 A checkpoint is written aside, every file is fsynced, the manifest with sizes and hashes comes last, then the folder is
-renamed and its parent fsynced. A crash at any point leaves the older checkpoint or the newer one, never a torn one.
+renamed and its parent fsynced. A crash at any point leaves the older checkpoint or the newer one, never a torn one. Which
+of the whole ones counts is not decided here: the trainer's journal says what was committed.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,9 +16,10 @@ import xxhash
 
 from asearch.errors import CheckpointError
 from asearch.learning.ledger import LedgerSnapshot
+from schemas.records import Version
 
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"l(\d{6})-s(\d{9})\Z")
+_NAME = re.compile(r"\.?l(\d{6})-s(\d{9})(\.part)?\Z")
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -42,17 +44,27 @@ def name_of(lineage: int, step: int) -> str:
     return f"l{lineage:06d}-s{step:09d}"
 
 
+def aside_of(name: str) -> str:
+    """The name of a checkpoint's folder while it is written."""
+    return f".{name}.part"
+
+
+def version_of(name: str) -> Version | None:
+    """What `name_of` was made of, also for a folder that is written aside; None for other names."""
+    found = _NAME.match(name)
+    return Version(lineage=int(found[1]), step=int(found[2])) if found else None
+
+
 def begin(root: Path, lineage: int, step: int) -> Path:
     """An empty folder aside, to write a checkpoint into."""
-    aside = root / f".{name_of(lineage, step)}.part"
+    aside = root / aside_of(name_of(lineage, step))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     return aside
 
 
-def commit(aside: Path, manifest: Manifest, keep: int = 2) -> Path:
-    """Make what was written aside a checkpoint, and delete all but the newest `keep`."""
-    root = aside.parent
+def write_manifest(aside: Path, manifest: Manifest) -> None:
+    """Make what was written aside whole and durable: files, then the manifest, then the folders. Raises OSError."""
     for file in sorted(aside.rglob("*")):
         if file.is_file():
             _fsync(file)
@@ -62,19 +74,41 @@ def commit(aside: Path, manifest: Manifest, keep: int = 2) -> Path:
     for folder in sorted((path for path in aside.rglob("*") if path.is_dir()), reverse=True):
         _fsync(folder)
     _fsync(aside)
-    final = root / name_of(manifest.lineage, manifest.step)
+
+
+def put_in_place(aside: Path) -> Path:
+    """Give a whole checkpoint its name, durably; one of that name is replaced. Raises OSError."""
+    final = aside.parent / aside.name.removeprefix(".").removesuffix(".part")
     if final.exists():
         shutil.rmtree(final)
     aside.rename(final)
-    _fsync(root)
-    for old in _committed(root)[:-keep]:
-        shutil.rmtree(old)
+    _fsync(aside.parent)
     return final
 
 
+def whole(root: Path) -> dict[Version, Path]:
+    """The folders in place, oldest first."""
+    return {version: path for version, path in _listed(root) if not path.name.startswith(".") and (path / MANIFEST).is_file()}
+
+
+def prune(root: Path, keep: Collection[Version], lineage: int) -> list[Path]:
+    """Delete every checkpoint, whole or not, of this lineage or an older one that is not to be kept. Returns what was deleted.
+
+    Those of younger lineages belong to whoever has claimed the model meanwhile.
+    """
+    gone = [
+        path
+        for version, path in _listed(root)
+        if version.lineage <= lineage and (version not in keep or path.name.startswith("."))
+    ]
+    for path in gone:
+        shutil.rmtree(path, ignore_errors=True)
+    return gone
+
+
 def newest(root: Path) -> tuple[Path, Manifest] | None:
-    """The committed checkpoint with the greatest (lineage, step), None without one. Raises CheckpointError if it is corrupt."""
-    folders = _committed(root) if root.is_dir() else []
+    """The whole checkpoint with the greatest (lineage, step), None without one. Raises CheckpointError if it is corrupt."""
+    folders = list(whole(root).values())
     return (folders[-1], read(folders[-1])) if folders else None
 
 
@@ -112,8 +146,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _committed(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if _NAME.match(path.name) and (path / MANIFEST).is_file())
+def _listed(root: Path) -> list[tuple[Version, Path]]:
+    paths = sorted(root.iterdir()) if root.is_dir() else []
+    named = ((version_of(path.name), path) for path in paths)
+    return sorted((version, path) for version, path in named if version is not None)
 
 
 def _fsync(path: Path) -> None:

@@ -4,11 +4,16 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from asearch.errors import StorageError
 from asearch.models.weights import save_weights
 from asearch.training.learner import Learner
 from asearch.training.mapping import to_hf
 from schemas.records import ShardFile, WeightManifest
 
+PARTIAL = ".partial"
+"""Ending of a folder that is being written."""
 COMPANIONS = (
     "config.json",
     "generation_config.json",
@@ -24,8 +29,19 @@ COMPANIONS = (
 
 
 def export_weights(learner: Learner, path: Path, fsync: bool) -> WeightManifest:
-    """Write the current weights to the folder `path`, which replaces an older one of that name. Raises OSError."""
-    partial = path.with_name(path.name + ".partial")
+    """Write the current weights to the folder `path`, which replaces an older one of that name.
+
+    The folder is under its name only when it is whole. Raises StorageError, and leaves nothing behind.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        return _export(learner, partial, path, fsync)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(f"cannot write weights to {path}: {error}") from error
+
+
+def _export(learner: Learner, partial: Path, path: Path, fsync: bool) -> WeightManifest:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name in COMPANIONS:

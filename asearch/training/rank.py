@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from asearch.errors import AsearchError, TrainingError
+from asearch.errors import AsearchError, StorageError, TrainingError
+from asearch.parent import die_with_parent
 from schemas.framing import read_frame, write_frame
 from schemas.local import (
+    AwaitCheckpoint,
+    CheckpointCopied,
+    CheckpointProgress,
     CheckpointRestored,
-    CheckpointSaved,
     Command,
     ExportWeights,
     LoadModel,
@@ -38,6 +41,7 @@ from schemas.local import (
 )
 
 if TYPE_CHECKING:
+    from asearch.training.checkpoint import CheckpointWriter
     from asearch.training.learner import Learner
 
 
@@ -46,6 +50,7 @@ class Rank:
 
     def __init__(self) -> None:
         self._learner: Learner | None = None
+        self._writer: CheckpointWriter | None = None
 
     def ready(self) -> RankReady:
         """Import what commands need, behind the device shim, and say what it is."""
@@ -63,32 +68,39 @@ class Rank:
 
     def carry_out(self, command: Command) -> Reply:
         """The reply to one command. Raises what the command raises."""
+        if isinstance(command, LoadModel):
+            return self._load(command)
+        if self._learner is None or self._writer is None:
+            raise TrainingError(f"{type(command).__name__} came before LoadModel")
+        return self._reply(self._learner, self._writer, command)
+
+    def _reply(self, learner: "Learner", writer: "CheckpointWriter", command: Command) -> Reply:
         from asearch.training import checkpoint, export, step
 
         started_ns = time.perf_counter_ns()
-        if isinstance(command, LoadModel):
-            return self._load(command)
-        if self._learner is None:
-            raise TrainingError(f"{type(command).__name__} came before LoadModel")
         if isinstance(command, TrainStep):
-            return step.train_step(self._learner, command)
+            return step.train_step(learner, command)
         if isinstance(command, ExportWeights):
-            manifest = export.export_weights(self._learner, Path(command.path), command.fsync)
+            manifest = export.export_weights(learner, Path(command.path), command.fsync)
             return WeightsExported(manifest=manifest, elapsed_ns=time.perf_counter_ns() - started_ns)
         if isinstance(command, SaveCheckpoint):
-            files = checkpoint.save_checkpoint(self._learner, Path(command.path))
-            return CheckpointSaved(files=files, elapsed_ns=time.perf_counter_ns() - started_ns)
+            n_bytes = writer.begin(learner, Path(command.path))
+            return CheckpointCopied(n_bytes=n_bytes, elapsed_ns=time.perf_counter_ns() - started_ns)
+        if isinstance(command, AwaitCheckpoint):
+            return CheckpointProgress(files=writer.wait(command.timeout_s))
         if isinstance(command, RestoreCheckpoint):
-            checkpoint.restore_checkpoint(self._learner, Path(command.path))
+            checkpoint.restore_checkpoint(learner, Path(command.path))
             return CheckpointRestored(elapsed_ns=time.perf_counter_ns() - started_ns)
         raise TrainingError(f"a rank does not know the command {type(command).__name__}")
 
     def _load(self, command: LoadModel) -> ModelLoaded:
+        from asearch.training.checkpoint import CheckpointWriter
         from asearch.training.learner import Learner
         from asearch.training.settings import decode_settings
 
         self._learner = None
         self._learner = Learner(Path(command.model_dir), decode_settings(command.settings), command.seed)
+        self._writer = CheckpointWriter()
         return ModelLoaded(n_parameters=self._learner.n_parameters)
 
 
@@ -106,7 +118,8 @@ def serve(sock: socket.socket) -> int:
                 return 0
             reply = rank.carry_out(command)
         except (AsearchError, msgspec.DecodeError, OSError) as error:
-            reply = RankFailed(message=str(error), traceback=traceback.format_exc(), fatal=False)
+            storage = isinstance(error, StorageError)
+            reply = RankFailed(message=str(error), traceback=traceback.format_exc(), fatal=False, storage=storage)
         except Exception as error:
             # Whatever is left of the model after a fault that nobody foresaw must not be trained on.
             message = f"{type(error).__name__}: {error}"
@@ -122,6 +135,8 @@ def main() -> None:
     arguments = parser.parse_args()
     # A Ctrl-C in the terminal reaches the whole process group; the trainer decides when its ranks stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A rank in the middle of a step would not notice for long that nobody waits for it, and hold its device meanwhile.
+    die_with_parent(signal.SIGKILL)
     warnings.filterwarnings("ignore", module=r"megatron\..*")
     with socket.socket(fileno=arguments.fd) as sock:
         sys.exit(serve(sock))

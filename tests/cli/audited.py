@@ -69,7 +69,8 @@ def commit(
     (aside / "weights.bin").write_bytes(b"weights")
     files = {"weights.bin": checkpoints.entry_of(aside / "weights.bin")}
     manifest = checkpoints.Manifest(lineage=1, step=step + 1, recipe_hash="h", ledger=change(told), files=files)
-    path = checkpoints.commit(aside, manifest)
+    checkpoints.write_manifest(aside, manifest)
+    path = checkpoints.put_in_place(aside)
     story.tell(
         "policy",
         CheckpointCommitted(

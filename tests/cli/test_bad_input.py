@@ -267,7 +267,9 @@ def _checkpoint(folder: Path) -> Path:
     (aside / "weights").write_bytes(b"some weights")
     ledger = LedgerSnapshot(step=3, watermark=1, counted=[], discarded={}, ungraded=[])
     files = {"weights": checkpoints.entry_of(aside / "weights")}
-    return checkpoints.commit(aside, checkpoints.Manifest(lineage=1, step=3, recipe_hash="", ledger=ledger, files=files))
+    manifest = checkpoints.Manifest(lineage=1, step=3, recipe_hash="", ledger=ledger, files=files)
+    checkpoints.write_manifest(aside, manifest)
+    return checkpoints.put_in_place(aside)
 
 
 @pytest.mark.parametrize("spoil", ["changed", "missing", "manifest"])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asearch.errors import ConfigError, TrainingError
-from asearch.learning.staleness import admits, segment_age, stale
+from asearch.learning.staleness import admits, is_abandoned, segment_age, stale
 from schemas.records import Version, VersionRun
 
 
@@ -18,11 +18,20 @@ def test_each_token_has_the_age_of_its_own_version() -> None:
     assert not age.dead_lineage_T.any()
 
 
-def test_tokens_of_an_older_lineage_are_counted_and_never_newer() -> None:
+def test_tokens_of_abandoned_steps_are_counted_and_never_newer() -> None:
     # The older trainer had come to step 12 before it was replaced from its checkpoint of step 8.
-    age = segment_age([run(0, 12, 0, 2), run(0, 6, 2, 3), run(1, 8, 3, 4)], 4, 1, 9)
-    assert age.staleness_T.tolist() == [0, 0, 3, 1]
-    assert age.dead_lineage_T.tolist() == [True, True, True, False]
+    claims = [Version(lineage=0, step=0), Version(lineage=1, step=8)]
+    runs = [run(0, 12, 0, 2), run(0, 8, 2, 3), run(1, 8, 3, 4)]
+    age = segment_age(runs, 4, 1, 9, claims)
+    assert age.staleness_T.tolist() == [0, 0, 1, 1]
+    assert age.dead_lineage_T.tolist() == [True, True, False, False]
+
+
+def test_a_step_is_abandoned_by_any_later_claim_that_went_back_before_it() -> None:
+    claims = [Version(lineage=lineage, step=step) for lineage, step in ((1, 0), (2, 8), (3, 4), (4, 9))]
+    abandoned = {(1, 5), (1, 9), (2, 5)}
+    for lineage, step in [*abandoned, (1, 4), (2, 4), (3, 9), (4, 12)]:
+        assert is_abandoned(Version(lineage=lineage, step=step), claims) == ((lineage, step) in abandoned)
 
 
 @pytest.mark.parametrize("version", [(1, 11), (2, 3)])

@@ -13,8 +13,10 @@ from asearch.errors import EngineError, TrainingError
 from asearch.learning.staleness import segment_age, stale
 from asearch.models.tokenizer import Tokenizer
 from schemas.local import (
+    AwaitCheckpoint,
+    CheckpointCopied,
+    CheckpointProgress,
     CheckpointRestored,
-    CheckpointSaved,
     Command,
     ExportWeights,
     LoadModel,
@@ -131,8 +133,11 @@ class ScriptedTool:
 class ScriptedRank:
     """A rank that counts tokens by age as the real one does, and updates nothing."""
 
-    def __init__(self, step_s: float = 1.0) -> None:
+    def __init__(self, step_s: float = 1.0, write_s: float = 1.5) -> None:
         self._step_s = step_s
+        self._write_s = write_s
+        self._written_at_s = 0.0
+        self._path = Path()
         self.n_restored = 0
 
     async def ask(self, command: Command, expected: type[Any], timeout_s: float) -> Any:
@@ -155,9 +160,16 @@ class ScriptedRank:
                 Path(command.path).mkdir(parents=True, exist_ok=True)
                 return WeightsExported(manifest=WeightManifest(path=command.path, shards=[]), elapsed_ns=0)
             case SaveCheckpoint():
+                self._path, self._written_at_s = Path(command.path), asyncio.get_running_loop().time() + self._write_s
+                return CheckpointCopied(n_bytes=7, elapsed_ns=0)
+            case AwaitCheckpoint():
+                left_s = self._written_at_s - asyncio.get_running_loop().time()
+                await asyncio.sleep(max(0.0, min(command.timeout_s, left_s)))
+                if left_s > command.timeout_s:
+                    return CheckpointProgress(files=None)
                 data = b"weights"
-                (Path(command.path) / "model.bin").write_bytes(data)
-                return CheckpointSaved(files={"model.bin": (len(data), xxhash.xxh3_128_hexdigest(data))}, elapsed_ns=0)
+                (self._path / "model.bin").write_bytes(data)
+                return CheckpointProgress(files={"model.bin": (len(data), xxhash.xxh3_128_hexdigest(data))})
             case RestoreCheckpoint():
                 self.n_restored += 1
                 return CheckpointRestored(elapsed_ns=0)

@@ -27,7 +27,7 @@ correct_optimizer_state()
 from asearch.training import kernels  # noqa: E402
 from asearch.training.attention import packed_layout  # noqa: E402
 from asearch.training.batch import TrainingSequence  # noqa: E402
-from asearch.training.checkpoint import restore_checkpoint, save_checkpoint  # noqa: E402
+from asearch.training.checkpoint import CheckpointWriter, restore_checkpoint  # noqa: E402
 from asearch.training.export import export_weights  # noqa: E402
 from asearch.training.learner import Learner  # noqa: E402
 from asearch.training.mapping import to_hf  # noqa: E402
@@ -160,6 +160,13 @@ def test_policy_gradient_matches_a_padded_reference(folder: Path) -> None:
         assert (gradients(built)[name] - p.grad).abs().max() < 1e-5, name
 
 
+def save(built: Learner, folder: Path) -> None:
+    """Write a checkpoint and wait for it."""
+    writer = CheckpointWriter()
+    writer.begin(built, folder)
+    assert writer.wait(60.0) is not None
+
+
 def test_packed_is_unpacked_and_sequences_do_not_see_each_other(folder: Path) -> None:
     built = learner(folder, objective="sft")
     chosen = sequences(LENGTHS, built.model_config.vocab_size)
@@ -214,7 +221,7 @@ def test_resumed_is_uninterrupted_bitwise(folder: Path, tmp_path: Path, precisio
     metrics = [train_step(straight, command).metrics for command in batches]
     for command in batches[:3]:
         train_step(broken, command)
-    save_checkpoint(broken, tmp_path)
+    save(broken, tmp_path)
     restore_checkpoint(resumed, tmp_path)
     for command, expected in zip(batches[3:], metrics[3:], strict=True):
         found = train_step(resumed, command).metrics
@@ -225,7 +232,7 @@ def test_resumed_is_uninterrupted_bitwise(folder: Path, tmp_path: Path, precisio
 def test_a_checkpoint_of_another_model_or_a_damaged_one_is_refused(folder: Path, tmp_path: Path) -> None:
     built = learner(folder)
     other = learner(write_model(tmp_path / "other", model_config(hidden_size=48)))
-    save_checkpoint(other, tmp_path)
+    save(other, tmp_path)
     before = weights_of(built)
     with pytest.raises(CheckpointError, match="not of this model"):
         restore_checkpoint(built, tmp_path)
@@ -233,7 +240,7 @@ def test_a_checkpoint_of_another_model_or_a_damaged_one_is_refused(folder: Path,
     with pytest.raises(CheckpointError, match="cannot read"):
         restore_checkpoint(built, tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
-        save_checkpoint(built, tmp_path / "nowhere")
+        save(built, tmp_path / "nowhere")
     assert_equal(weights_of(built), before)
 
 

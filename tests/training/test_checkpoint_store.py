@@ -9,7 +9,7 @@ from asearch.errors import CheckpointError
 from asearch.learning.ledger import LedgerSnapshot
 from asearch.training import checkpoints
 from asearch.training.checkpoints import FileEntry, Manifest
-from schemas.records import Interval
+from schemas.records import Interval, Version
 
 LEDGER = LedgerSnapshot(step=3, watermark=7, counted=[Interval(first=1, last=6)], discarded={}, ungraded=[])
 
@@ -23,10 +23,15 @@ def write(root: Path, step: int, lineage: int = 1, data: bytes = b"weights") -> 
 
 
 def commit(root: Path, step: int, lineage: int = 1) -> Path:
-    return checkpoints.commit(*write(root, step, lineage))
+    return finish(*write(root, step, lineage))
 
 
-def test_the_newest_is_read_back_and_two_are_kept(tmp_path: Path) -> None:
+def finish(aside: Path, manifest: Manifest) -> Path:
+    checkpoints.write_manifest(aside, manifest)
+    return checkpoints.put_in_place(aside)
+
+
+def test_the_newest_is_read_back(tmp_path: Path) -> None:
     assert checkpoints.newest(tmp_path / "none") is None
     for lineage, step in ((1, 2), (1, 10), (2, 4)):
         commit(tmp_path, step, lineage)
@@ -35,7 +40,27 @@ def test_the_newest_is_read_back_and_two_are_kept(tmp_path: Path) -> None:
     path, manifest = found
     assert (path.name, manifest.lineage, manifest.step) == (checkpoints.name_of(2, 4), 2, 4)
     assert manifest.ledger == LEDGER
-    assert sorted(each.name for each in tmp_path.iterdir()) == [checkpoints.name_of(1, 10), checkpoints.name_of(2, 4)]
+    assert [str(version) for version in checkpoints.whole(tmp_path)] == ["1.2", "1.10", "2.4"]
+
+
+def test_pruning_keeps_what_it_is_told_to_and_whatever_a_successor_has_written(tmp_path: Path) -> None:
+    for lineage, step in ((1, 2), (1, 10), (2, 4), (3, 4)):
+        commit(tmp_path, step, lineage)
+    write(tmp_path, 12, 2)
+    ours, theirs = write(tmp_path, 10, 1)[0], write(tmp_path, 8, 3)[0]
+    (tmp_path / "notes").mkdir()
+    keep = [Version(lineage=1, step=10), Version(lineage=2, step=4)]
+    gone = checkpoints.prune(tmp_path, keep, lineage=2)
+    assert len(gone) == 3
+    assert ours in gone
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*(checkpoints.name_of(*each) for each in ((1, 10), (2, 4), (3, 4))), theirs.name, "notes"}
+
+
+def test_names_are_read_back() -> None:
+    name = checkpoints.name_of(3, 41)
+    assert checkpoints.version_of(name) == checkpoints.version_of(checkpoints.aside_of(name)) == Version(lineage=3, step=41)
+    assert checkpoints.version_of("l1-s2") is None
 
 
 def test_what_is_written_aside_is_never_seen(tmp_path: Path) -> None:
@@ -47,7 +72,7 @@ def test_what_is_written_aside_is_never_seen(tmp_path: Path) -> None:
     again, manifest = write(tmp_path, 2, data=b"others")
     assert again == aside
     assert sorted(path.name for path in again.rglob("*")) == ["model.bin", "rank-0"]
-    assert checkpoints.newest(tmp_path) != (checkpoints.commit(again, manifest), manifest)
+    assert checkpoints.newest(tmp_path) != (finish(again, manifest), manifest)
 
 
 @pytest.mark.parametrize("point", ["_fsync", "rename"])
@@ -68,7 +93,7 @@ def test_a_crash_at_any_write_leaves_the_older_one(tmp_path: Path, monkeypatch: 
 
             patch.setattr(checkpoints, "_fsync", crash) if point == "_fsync" else patch.setattr(Path, "rename", crash)
             try:
-                checkpoints.commit(aside, manifest)
+                finish(aside, manifest)
                 break
             except OSError:
                 n_calls += 1

@@ -10,9 +10,12 @@ import msgspec
 import pytest
 
 from asearch.models.weights import load_weights
+from asearch.training.checkpoints import entry_of
 from schemas.local import (
+    AwaitCheckpoint,
+    CheckpointCopied,
+    CheckpointProgress,
     CheckpointRestored,
-    CheckpointSaved,
     ExportWeights,
     LoadModel,
     ModelLoaded,
@@ -81,15 +84,14 @@ def test_trains_exports_saves_and_resumes_bitwise(rank: RankProcess, folder: Pat
     for number, batch in enumerate(batches):
         if number == 2:
             (tmp_path / "checkpoint").mkdir()
-            saved = rank.ask(SaveCheckpoint(path=str(tmp_path / "checkpoint")))
-            assert isinstance(saved, CheckpointSaved)
-            assert {f.name: f.stat().st_size for f in (tmp_path / "checkpoint").iterdir()} == {
-                name: size for name, (size, _) in saved.files.items()
-            }
+            assert isinstance(rank.ask(SaveCheckpoint(path=str(tmp_path / "checkpoint"))), CheckpointCopied)
         done = train(rank, number, batch)
         assert not done.skipped
         assert done.staleness == {number: done.n_tokens_trained}
         assert done.metrics["behaviour_weight"] > 0
+    saved = rank.ask(AwaitCheckpoint(timeout_s=60.0))
+    assert isinstance(saved, CheckpointProgress)
+    assert saved.files == {path.name: (path.stat().st_size, entry_of(path).hash) for path in (tmp_path / "checkpoint").iterdir()}
     straight = export(rank, tmp_path / "straight")
     load(rank, folder)
     assert isinstance(rank.ask(RestoreCheckpoint(path=str(tmp_path / "checkpoint"))), CheckpointRestored)
@@ -110,8 +112,10 @@ def test_stale_tokens_are_masked_and_the_rest_of_the_episode_is_trained(rank: Ra
     assert sum(done.metrics[f"masked_stale_decile_{i}"] for i in range(10)) == 2
     kept = train(rank, 10, [group], rule="keep")
     assert kept.staleness == {0: 2, 4: 2, 7: 2}
-    older = train(rank, 10, [group], lineage=1)
-    assert older.metrics["dead_lineage_tokens"] == 4
+    # The trainer of lineage 0 went as far as step 10, its successor took over from step 6: of the two trained runs, one is dead.
+    claims = (Version(lineage=0, step=0), Version(lineage=1, step=6))
+    older = train(rank, 10, [group], lineage=1, claims=claims)
+    assert older.metrics["dead_lineage_tokens"] == 2
 
 
 def bad_batches() -> dict[str, tuple[TrainStep, str]]:

@@ -1,23 +1,25 @@
 """What an audit looks at: the newest committed checkpoint and the three streams, read in the order in which they refer back.
 
-The checkpoint is read first, then POLICY, OUTCOMES and PLAN: so a verdict always finds its outcomes and an outcome its
-request, although a live run goes on meanwhile.
+POLICY and the checkpoint that it names are read first, then OUTCOMES and PLAN: so a verdict always finds its outcomes and an
+outcome its request, although a live run goes on meanwhile.
 """
 
+from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 import xxhash
 
 from actors.cli.auditing.problems import Problems
 from actors.runtime.bus import Bus
-from schemas.events import Event, Outcome, RunEnded, RunStarted
+from schemas.events import CheckpointCommitted, Event, Outcome, RunEnded, RunStarted, TrainerClaimed
 from schemas.records import Interval
 
 MANIFEST = "manifest.json"
 BLOCK_BYTES = 1 << 20
+MAX_READS = 3
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -80,8 +82,8 @@ class Evidence:
 
 async def gather(bus: Bus, run_dir: Path, problems: Problems) -> Evidence:
     """Read all evidence. Raises BusError."""
-    evidence = Evidence(checkpoint=newest_checkpoint(run_dir / "checkpoints", problems))
-    evidence.policy = await _read(bus, "policy", problems)
+    evidence = Evidence()
+    await _read_policy(bus, run_dir / "checkpoints", evidence, problems)
     for sequence, event in await _read(bus, "outcomes", problems):
         if isinstance(event, Outcome):
             evidence.outcomes.append((sequence, event))
@@ -118,21 +120,44 @@ def _rules(plan: list[tuple[int, Event]], problems: Problems) -> Rules | None:
         return None
 
 
-def newest_checkpoint(root: Path, problems: Problems) -> tuple[str, Checkpoint] | None:
-    """Name and manifest of the committed checkpoint with the greatest (lineage, step), its files verified."""
-    found: list[tuple[tuple[int, int], str, Checkpoint]] = []
-    for path in root.glob(f"[!.]*/{MANIFEST}"):
-        try:
-            checkpoint = msgspec.json.decode(path.read_bytes(), type=Checkpoint)
-        except FileNotFoundError:
-            continue
-        except (OSError, msgspec.DecodeError) as error:
-            problems.add("checkpoint_unreadable", f"{path}: {error}")
-            continue
-        found.append(((checkpoint.lineage, checkpoint.step), path.parent.name, checkpoint))
-    if not found:
+def standing_checkpoints(policy: Iterable[tuple[int, Event]]) -> list[str]:
+    """Names of the checkpoints that were committed, or gone on from, and that no later claim went back before; oldest first."""
+    standing: dict[str, int] = {}
+    for _, event in policy:
+        if isinstance(event, TrainerClaimed):
+            standing = {name: step for name, step in standing.items() if step <= event.step}
+            if event.checkpoint is not None:
+                standing.setdefault(event.checkpoint, event.step)
+        elif isinstance(event, CheckpointCommitted):
+            standing[PurePath(event.path).name] = event.step
+    return list(standing)
+
+
+async def _read_policy(bus: Bus, root: Path, evidence: Evidence, problems: Problems) -> None:
+    """POLICY, and the newest checkpoint of it; both again if a live trainer has deleted that one meanwhile."""
+    for attempt in range(MAX_READS):
+        last = attempt == MAX_READS - 1
+        found = Problems()
+        evidence.policy = await _read(bus, "policy", found)
+        evidence.checkpoint = newest_checkpoint(root, standing_checkpoints(evidence.policy), found)
+        if last or "checkpoint_missing" not in found.counts:
+            problems.take(found)
+            return
+
+
+def newest_checkpoint(root: Path, standing: list[str], problems: Problems) -> tuple[str, Checkpoint] | None:
+    """Name and manifest of the checkpoint that the journal names last, its files verified. Other folders do not count."""
+    if not standing:
         return None
-    _, name, newest = max(found, key=lambda each: each[0])
+    name = standing[-1]
+    try:
+        newest = msgspec.json.decode((root / name / MANIFEST).read_bytes(), type=Checkpoint)
+    except FileNotFoundError:
+        problems.add("checkpoint_missing", f"{root / name} is not there, though POLICY says that it was committed")
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        problems.add("checkpoint_unreadable", f"{root / name / MANIFEST}: {error}")
+        return None
     for file, entry in newest.files.items():
         problems.unless(_is_intact(root / name / file, entry), "checkpoint_corrupt", f"{name}/{file} is not as its manifest says")
     return name, newest

@@ -24,6 +24,13 @@ class Problems:
         if not holds:
             self.add(name, text)
 
+    def take(self, others: "Problems") -> None:
+        """The findings of others, too."""
+        for name, text in others.found:
+            self.add(name, text)
+        for name, n in others.counts.items():
+            self.counts[name] += max(0, n - MOST_OF_A_KIND)
+
     def lines(self) -> list[str]:
         """One line a finding: `name: text`."""
         lines = [f"{name}: {text}" for name, text in self.found]
