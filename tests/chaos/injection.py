@@ -13,6 +13,9 @@ from tests.chaos.watch import Watch
 RECOVERY_TIMEOUT_S = 150.0
 BUSY_TIMEOUT_S = 240.0
 """How long training may take to make a step between two faults."""
+AHEAD = 3
+"""Steps that a run may be ahead of its schedule before faults come as fast as it recovers."""
+LATELY_NS = 20_000_000_000
 Say = Callable[[str], None]
 
 
@@ -59,6 +62,10 @@ class Injector:
     struck: list[Struck] = field(default_factory=list[Struck])
     _begun_s: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        if self._last_step < 3 * AHEAD:
+            raise ValueError(f"{self.local.settings.run.steps} steps are too few for faults to come in between")
+
     async def inject(self, faults: list[Fault]) -> None:
         """All faults, one after the other. Raises ChaosError."""
         under_way: list[asyncio.Task[None]] = []
@@ -73,9 +80,19 @@ class Injector:
                 under_way.append(tasks.create_task(self._strike(fault), name=fault.kind))
 
     async def _until_busy(self, fault: Fault) -> None:
-        """Busy is a run whose trainer has made a step since the last recovery."""
+        """Wait until training has made a step since the last recovery, and until the run is as far as this fault's share of it.
+
+        A run that is ahead of its share does not wait for one more step: it trains as it is.
+        """
+        watch, due = self.watch, round(fault.number / self.n_faults * (self._last_step - 2 * AHEAD))
         since_ns = time.time_ns() if self.struck else 0
-        if not await self.watch.until(lambda: self._is_over or self.watch.made_progress("trainer-0", since_ns), BUSY_TIMEOUT_S):
+
+        def is_busy() -> bool:
+            has_stepped = watch.made_progress("trainer-0", since_ns)
+            is_ahead = watch.step > due + AHEAD and watch.made_progress("trainer-0", time.time_ns() - LATELY_NS)
+            return self._is_over or is_ahead or (has_stepped and watch.step >= due)
+
+        if not await watch.until(is_busy, BUSY_TIMEOUT_S):
             raise ChaosError(f"before fault {fault.number} ({fault.kind}): no step was trained for {BUSY_TIMEOUT_S:g} s")
 
     @property

@@ -18,11 +18,13 @@ class Scale:
     groups_per_step: int = 4
     group_size: int = 8
     least_steps: int = 20
-    steps_per_fault: float = 3.0
+    steps_per_fault: float = 2.4
     questions: int = 200
+    eta: int = 4
     warmstart_steps: int | None = None
-    latency_s: float = 2.0
-    lr: float = 6e-5
+    warmstart_tokens: int | None = None
+    latency_s: float = 4.0
+    lr: float = 2e-5
     lease_s: float = 8.0
     entities: int = 64
     relations: int = 6
@@ -35,11 +37,13 @@ FULL = Scale()
 SMOKE = Scale(
     groups_per_step=2,
     group_size=4,
+    eta=2,
     least_steps=8,
-    steps_per_fault=6.0,
-    questions=8,
+    steps_per_fault=2.0,
+    questions=4,
     warmstart_steps=40,
-    latency_s=0.4,
+    warmstart_tokens=512,
+    latency_s=0.5,
     lease_s=4.0,
     entities=24,
     relations=4,
@@ -56,7 +60,7 @@ def settings_of(scale: Scale, seed: int, n_faults: int) -> Settings:
         "run.steps": steps,
         "run.groups_per_step": scale.groups_per_step,
         "run.group_size": scale.group_size,
-        "run.eta": 4,
+        "run.eta": scale.eta,
         "run.lease_s": scale.lease_s,
         "run.max_empty_steps": steps,
         "run.episode_deadline_s": 240.0,
@@ -67,12 +71,13 @@ def settings_of(scale: Scale, seed: int, n_faults: int) -> Settings:
         "actors.drivers": 2,
         "engine.count": scale.n_engines,
         "trainer.lr": scale.lr,
+        "tools.deadline_s": 10.0 * scale.latency_s,
         "tools.latency.distribution": "lognormal",
         "tools.latency.mean_s": scale.latency_s,
         "tools.latency.shape": 0.5,
         "tools.latency.cap_s": 4 * scale.latency_s,
         "tools.latency.seed": seed,
     }
-    if scale.warmstart_steps is not None:
-        values = {**values, "warmstart.steps": scale.warmstart_steps}
-    return load_settings("toy", (), values)
+    chosen = {"warmstart.steps": scale.warmstart_steps, "warmstart.tokens_per_step": scale.warmstart_tokens}
+    given = {path: value for path, value in chosen.items() if value is not None}
+    return load_settings("toy", (), {**values, **given})
