@@ -1,16 +1,35 @@
-"""Bytes to events and back. Decoding never raises anything but `MalformedError`."""
+"""Bytes to events and back. Decoding never raises anything but `MalformedError`, which names what is wrong.
 
-from typing import cast
+Unknown fields are skipped, unknown types refused. Columns whose bytes do not fit their shape are refused here, as are the
+numbers that `records.Count` and `records.Finite` exclude.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, cast
 
 import msgspec
 
-from schemas.commands import AnyMessage, Message
-from schemas.events import AnyEvent, Event
-from schemas.records import ToolResult, Trajectory
+from schemas.commands import AnyMessage, Generate, GenerationChunk, Message
+from schemas.events import AnyEvent, Event, TokensGenerated
+from schemas.records import Column, ToolResult, Trajectory
+
+ITEM_BYTES = {
+    f"{kind}{size}": size for kind, sizes in (("u", (1, 2, 4, 8)), ("i", (1, 2, 4, 8)), ("f", (2, 4, 8))) for size in sizes
+}
+"""Bytes per value of the types that are checked; a column of a type that is not known here is passed on as it is."""
 
 
 class MalformedError(ValueError):
-    """Bytes that are not an event or message this code knows."""
+    """Bytes that are not an event or message this code knows.
+
+    `name` is `truncated`, `trailing_bytes`, `too_deep`, `no_text`, `unknown_type`, `wrong_field`, `wrong_column` or
+    `no_msgpack`; the text holds it.
+    """
+
+    def __init__(self, what: str, name: str, details: object) -> None:
+        super().__init__(f"not {what} ({name}): {details}")
+        self.name = name
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -29,25 +48,30 @@ def encode(value: Event | Message | Trajectory) -> bytes:
 def decode_event(data: bytes) -> Event:
     """Read an event. Raises MalformedError for anything that is not one."""
     try:
-        return cast("Event", _events.decode(data))
+        event = cast("Event", _events.decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedError(f"not an event: {error}") from error
+        raise MalformedError("an event", _name_of(error), error) from error
+    if isinstance(event, TokensGenerated):
+        _check_columns(event.columns, "an event")
+    return event
 
 
 def decode_message(data: bytes) -> Message:
     """Read a core message. Raises MalformedError for anything that is not one."""
-    try:
-        return cast("Message", _messages.decode(data))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedError(f"not a message: {error}") from error
+    message = cast("Message", _decode(_messages, data, "a message"))
+    if type(message) is GenerationChunk:
+        _check_columns(message.columns, "a message")
+    elif type(message) is Generate:
+        _check_columns({"prompt": message.prompt}, "a message")
+    return message
 
 
 def decode_trajectory(data: bytes) -> Trajectory:
     """Read a stored trajectory. Raises MalformedError for anything that is not one."""
-    try:
-        return _trajectories.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedError(f"not a trajectory: {error}") from error
+    trajectory = _decode(_trajectories, data, "a trajectory")
+    for segment in trajectory.segments:
+        _check_columns(segment.columns, "a trajectory")
+    return trajectory
 
 
 def encode_generated(texts: list[str]) -> bytes:
@@ -57,10 +81,7 @@ def encode_generated(texts: list[str]) -> bytes:
 
 def decode_generated(data: bytes) -> list[str]:
     """Read what `encode_generated` wrote. Raises MalformedError."""
-    try:
-        return _texts.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedError(f"not a list of texts: {error}") from error
+    return _decode(_texts, data, "a list of texts")
 
 
 def encode_result(result: ToolResult) -> bytes:
@@ -70,7 +91,33 @@ def encode_result(result: ToolResult) -> bytes:
 
 def decode_result(data: bytes) -> ToolResult:
     """Read what `encode_result` wrote. Raises MalformedError."""
+    return _decode(_results, data, "a tool result")
+
+
+def _decode(decoder: "msgspec.msgpack.Decoder[Any]", data: bytes, what: str) -> Any:
     try:
-        return _results.decode(data)
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedError(f"not a tool result: {error}") from error
+        raise MalformedError(what, _name_of(error), error) from error
+
+
+def _check_columns(columns: Mapping[str, Column], what: str) -> None:
+    for name, column in columns.items():
+        size = ITEM_BYTES.get(column.dtype)
+        shape = column.shape
+        if size is not None and (size * shape[0] if len(shape) == 1 else prod(shape, start=size)) != len(column.data):
+            details = f"column {name!r} of {column.dtype} and shape {column.shape} has {len(column.data)} bytes"
+            raise MalformedError(what, "wrong_column", details)
+
+
+def _name_of(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, msgspec.ValidationError):
+        return "unknown_type" if text.endswith("`$.type`") or text.endswith("field `type`") else "wrong_field"
+    if isinstance(error, RecursionError):
+        return "too_deep"
+    if isinstance(error, UnicodeDecodeError):
+        return "no_text"
+    if "truncated" in text:
+        return "truncated"
+    return "trailing_bytes" if "trailing" in text else "no_msgpack"

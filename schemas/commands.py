@@ -2,7 +2,7 @@
 
 import msgspec
 
-from schemas.records import Column, ToolResult, Version, VersionRun
+from schemas.records import Column, Count, ToolResult, Version, VersionRun
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
@@ -57,7 +57,7 @@ class GenerationChunk(Message, tag="generation_chunk", frozen=True, kw_only=True
 
     request: str
     """As in `Generate`."""
-    offset: int
+    offset: Count
     """Counted from the prompt's end in the `Generate` that it answers."""
     columns: dict[str, Column]
     """`ids` u4 and `logprobs` f4, both (n,)."""

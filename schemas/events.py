@@ -12,6 +12,7 @@ from schemas.records import (
     AnswerKey,
     BlobRef,
     Column,
+    Count,
     Interval,
     Reward,
     Task,
@@ -57,13 +58,13 @@ class GroupAdmitted(Event, tag="group_admitted", frozen=True, kw_only=True):
 
     group: str
     purpose: str
-    slot: int
+    slot: Count
     task: Task
-    members: int
+    members: Count
     seeds: list[int]
     """One sampling seed per member."""
     progress: int
-    refill: int = 0
+    refill: Count = 0
     """How many groups had this slot before."""
     refill_of: str | None = None
     """The discarded group whose slot this one takes."""
@@ -78,19 +79,19 @@ class EpisodeRequested(Event, tag="episode_requested", frozen=True, kw_only=True
 
     episode: str
     group: str
-    member: int
+    member: Count
     """Index in its group, from 0."""
-    members: int
+    members: Count
     """Size of the group."""
-    slot: int
+    slot: Count
     purpose: str
     task: Task
     seed: int
     """Sampling seed of the episode."""
     progress: int
     recipe_hash: str
-    attempt: int = 0
-    refill: int = 0
+    attempt: Count = 0
+    refill: Count = 0
     model: str = "policy"
     version: Version | None = None
     parent_episode: str | None = None
@@ -154,7 +155,7 @@ class EpisodeTaken(Event, tag="episode_taken", frozen=True, kw_only=True):
     episode: str
     driver: str
     """Id of the driver."""
-    attempt: int
+    attempt: Count
     """`attempt` of the request it answers."""
     request: EpisodeRequested
     """The request, so that TRACE alone is enough to go on with the episode."""
@@ -178,8 +179,8 @@ class TokensGenerated(HeldFact, tag="tokens_generated", frozen=True, kw_only=Tru
 
     request: str
     """Id of the generation; it is unique in the episode and kept when the generation is asked for again."""
-    turn: int
-    offset: int
+    turn: Count
+    offset: Count
     columns: dict[str, Column]
     """`ids` u4 and `logprobs` f4, both (n,)."""
     versions: list[VersionRun]
@@ -197,13 +198,13 @@ class ToolRequested(HeldFact, tag="tool_requested", frozen=True, kw_only=True):
 
     call: str
     """Id of the call in its episode; a repeat carries the same one."""
-    turn: int
+    turn: Count
     tool: str
     argument: str
     """The query or URL as the policy wrote it."""
     task: str
     """`Task.id`; with `member` and `turn` it names the call whatever the run, for seeded latencies and caches."""
-    member: int
+    member: Count
     reply_to: str
     seed: int = 0
     """Sampling seed of the episode."""
@@ -214,7 +215,7 @@ class ToolReturned(HeldFact, tag="tool_returned", frozen=True, kw_only=True):
 
     call: str
     """As in `ToolRequested`."""
-    turn: int
+    turn: Count
     result: ToolResult | None = None
     """None when the result lies in `blob`."""
     blob: BlobRef | None = None
@@ -231,9 +232,9 @@ class EpisodeFinished(HeldFact, tag="episode_finished", frozen=True, kw_only=Tru
     """
 
     group: str
-    member: int
-    members: int
-    slot: int
+    member: Count
+    members: Count
+    slot: Count
     purpose: str
     task: str
     status: str
@@ -245,10 +246,10 @@ class EpisodeFinished(HeldFact, tag="episode_finished", frozen=True, kw_only=Tru
     """Every tool call, in order."""
     trajectory: BlobRef | None
     """Where the `Trajectory` lies; None if nothing is to be learned from the episode."""
-    n_turns: int
-    n_tokens_generated: int
+    n_turns: Count
+    n_tokens_generated: Count
     """Tokens sampled from the policy, over all its generations."""
-    refill: int = 0
+    refill: Count = 0
     label: str = ""
     elapsed_ns: int = 0
     """How long the driver that finished it held it."""
@@ -268,12 +269,12 @@ class Outcome(Event, frozen=True, kw_only=True):
 
     episode: str
     group: str
-    member: int
-    members: int
-    slot: int
+    member: Count
+    members: Count
+    slot: Count
     purpose: str
     task: str
-    refill: int = 0
+    refill: Count = 0
     label: str = ""
 
 
@@ -287,12 +288,12 @@ class EpisodeGraded(Outcome, tag="episode_graded", frozen=True, kw_only=True):
     """As in `EpisodeFinished`."""
     answer: str | None
     """As in `EpisodeFinished`."""
-    n_turns: int
-    n_tokens_generated: int
+    n_turns: Count
+    n_tokens_generated: Count
     """As in `EpisodeFinished`."""
-    n_searches: int
+    n_searches: Count
     """Calls of the search tool."""
-    n_reads: int
+    n_reads: Count
     """Calls of the access tool."""
     oldest: Version | None = None
     """The oldest version among its generated tokens."""
@@ -330,8 +331,8 @@ class TrainerClaimed(Event, tag="trainer_claimed", frozen=True, kw_only=True):
 
     model: str
     """Policy name."""
-    lineage: int
-    step: int
+    lineage: Count
+    step: Count
     """The step it goes on from."""
     checkpoint: str | None
     """Folder it restored, None for a fresh start."""
@@ -343,7 +344,7 @@ class GroupVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """What became of a group at the step that closed over it: `counted`, or discarded for `reason`."""
 
     group: str
-    episodes: int
+    episodes: Count
     """How many graded episodes it has."""
     reason: str | None = None
 
@@ -352,16 +353,16 @@ class StepTrained(Event, tag="step_trained", frozen=True, kw_only=True):
     """The policy went from `step` to `step + 1`. `empty` steps had no group to train on and changed no weight."""
 
     model: str
-    lineage: int
-    step: int
+    lineage: Count
+    step: Count
     verdicts: list[GroupVerdict]
     """One for every group that closed for this step."""
     staleness: dict[int, int]
     """Trained tokens by staleness."""
-    n_tokens_trained: int
-    n_tokens_masked_stale: int
+    n_tokens_trained: Count
+    n_tokens_masked_stale: Count
     """Tokens left out by the rule `mask`, though their episode was trained."""
-    n_tokens_discarded: int
+    n_tokens_discarded: Count
     """Generated tokens of discarded groups and of episodes left out by the rule `discard`."""
     empty: bool
     metrics: dict[str, float]
@@ -386,11 +387,11 @@ class CheckpointCommitted(Event, tag="checkpoint_committed", frozen=True, kw_onl
     """A checkpoint is durable on disk. `watermark` is the last OUTCOMES sequence that it accounts for."""
 
     model: str
-    lineage: int
-    step: int
+    lineage: Count
+    step: Count
     path: str
     """Folder on the trainer's host."""
-    watermark: int
+    watermark: Count
     counted: list[Interval]
     """OUTCOMES sequences of the counted episodes."""
 
@@ -403,9 +404,9 @@ class BlobStored(Event, tag="blob_stored", frozen=True, kw_only=True):
 
     episode: str
     hash: str
-    index: int
+    index: Count
     """0 to n_chunks - 1."""
-    n_chunks: int
+    n_chunks: Count
     data: bytes
     """At most 1 MiB."""
 
@@ -416,7 +417,7 @@ class EventRefused(Event, tag="event_refused", frozen=True, kw_only=True):
     stream: str
     """Name of the stream in the topology, or the broker's name of it."""
     subject: str
-    sequence: int
+    sequence: Count
     """Where it stands in that stream."""
     actor: str
     """Kind of the actor that refused it."""
@@ -424,7 +425,7 @@ class EventRefused(Event, tag="event_refused", frozen=True, kw_only=True):
     """The error, in words."""
     data: bytes
     """The bytes as they were; of a very large message the beginning."""
-    size_bytes: int = 0
+    size_bytes: Count = 0
     """How many bytes the message had; 0 where that is not known."""
 
 

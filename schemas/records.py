@@ -1,6 +1,14 @@
 """The records that events carry: tasks, segments, rewards, tool results, versions."""
 
+import sys
+from typing import Annotated
+
 import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+"""A number, position or step that cannot be negative; bytes that say otherwise are refused when they are decoded."""
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""Neither infinite nor NaN."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -32,8 +40,8 @@ class AnswerKey(Record, frozen=True, kw_only=True):
 class Version(Record, order=True, frozen=True, kw_only=True):
     """A policy version: the step grows with updates, the lineage with every trainer that restarts from a checkpoint."""
 
-    lineage: int
-    step: int
+    lineage: Count
+    step: Count
 
     def __str__(self) -> str:
         return f"{self.lineage}.{self.step}"
@@ -49,7 +57,7 @@ class Column(Record, frozen=True, kw_only=True):
     """A packed array: little-endian `dtype` ("u4", "f4", "u1", ...), its shape and its bytes."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     """Sizes of the dimensions; (n,) for one value per token."""
     data: bytes
     """The values in row-major order, `prod(shape)` of them."""
@@ -59,8 +67,8 @@ class VersionRun(Record, frozen=True, kw_only=True):
     """Tokens [start, end) were generated under one policy version, as the engine's reply said."""
 
     version: Version
-    start: int
-    end: int
+    start: Count
+    end: Count
 
 
 class OriginRun(Record, frozen=True, kw_only=True):
@@ -68,8 +76,8 @@ class OriginRun(Record, frozen=True, kw_only=True):
 
     origin: str
     """`prompt`, `generated`, `tool` or `forced`; only `generated` tokens can be trained."""
-    start: int
-    end: int
+    start: Count
+    end: Count
 
 
 class Segment(Record, frozen=True, kw_only=True):
@@ -82,7 +90,7 @@ class Segment(Record, frozen=True, kw_only=True):
 
     id: str
     """Unique in its trajectory."""
-    n_prompt: int
+    n_prompt: Count
     first_turn: int
     """Turns first_turn..last_turn of the episode, both included, generated its trained tokens."""
     last_turn: int
@@ -106,8 +114,8 @@ class RewardItem(Record, frozen=True, kw_only=True):
     """A named part of a reward, with the tokens [start, end) of a segment that it speaks of, where it does."""
 
     name: str
-    value: float
-    weight: float = 1.0
+    value: Finite
+    weight: Finite = 1.0
     """Its factor in the sum that `Reward.value` is."""
     segment: str | None = None
     """`Segment.id`; None where the item speaks of the whole episode."""
@@ -118,7 +126,7 @@ class RewardItem(Record, frozen=True, kw_only=True):
 class Reward(Record, frozen=True, kw_only=True):
     """The verdict of a grader: the value that learning uses, and the parts it is made of."""
 
-    value: float
+    value: Finite
     items: list[RewardItem] = []
     """The parts; `value` is their weighted sum."""
 
@@ -155,7 +163,7 @@ class ToolUse(Record, frozen=True, kw_only=True):
     """`search`, `access` or the name of another tool of the environment."""
     argument: str
     """The query or URL as the policy wrote it."""
-    n_documents: int
+    n_documents: Count
     error: str | None = None
     """As in `ToolResult`."""
 
@@ -165,8 +173,8 @@ class BlobRef(Record, frozen=True, kw_only=True):
 
     episode: str
     hash: str
-    size_bytes: int
-    n_chunks: int
+    size_bytes: Count
+    n_chunks: Count
 
 
 class ShardFile(Record, frozen=True, kw_only=True):
@@ -174,7 +182,7 @@ class ShardFile(Record, frozen=True, kw_only=True):
 
     name: str
     """File name below the manifest's path."""
-    size_bytes: int
+    size_bytes: Count
     checksums: dict[str, str]
     """xxh3-128 hex by tensor name."""
 
@@ -191,5 +199,5 @@ class WeightManifest(Record, frozen=True, kw_only=True):
 class Interval(Record, frozen=True, kw_only=True):
     """Sequences first..last of a stream, both included."""
 
-    first: int
-    last: int
+    first: Count
+    last: Count

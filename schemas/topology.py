@@ -6,7 +6,10 @@ documents all come from here.
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
 
 from schemas import commands, events
 
@@ -189,6 +192,23 @@ TOPOLOGY = Topology(
 )
 
 _FACT_BY_TYPE = {fact.event: fact for fact in TOPOLOGY.facts}
+
+
+_KEY_FIELDS: dict[tuple[str, ...], Callable[[Any], str]] = {
+    ("task",): lambda event: key_token(event.key.task),
+    ("episode", "hash", "index"): lambda event: f"{event.episode}.{event.hash}.{event.index}",
+    ("stream", "sequence"): lambda event: f"{event.stream.rpartition('-')[2]}.{event.sequence}",
+}
+"""How the key follows from an event; one of a single token is the field of that name."""
+
+
+def _place_of(fact: Fact) -> tuple[str, int, Callable[[Any], str]]:
+    """What the subject of an event type ends with before the key, how many dots it has, and the key of an event."""
+    key_of = _KEY_FIELDS.get(fact.keyed_by) or attrgetter(fact.keyed_by[0])
+    return f".{fact.stream}.{fact.noun}.{fact.verb}.", 4 + len(fact.keyed_by), key_of
+
+
+_PLACES = {fact.event: _place_of(fact) for fact in TOPOLOGY.facts}
 _CORE_BY_TYPE = {subject.message: subject for subject in TOPOLOGY.core}
 _CONSUMER_BY_NAME = {consumer.name: consumer for consumer in TOPOLOGY.consumers}
 _STREAM_BY_NAME = {stream.name: stream for stream in TOPOLOGY.streams}
@@ -234,6 +254,15 @@ def subject(run: str, event: type[events.Event], *key: str) -> str:
         if not is_key(token):
             raise ValueError(f"{token!r} cannot be part of a subject: use letters, digits, '-' and '_'")
     return f"asearch.{run}.{fact.stream}.{fact.noun}.{fact.verb}.{'.'.join(key)}"
+
+
+def is_in_place(subject: str, event: events.Event) -> bool:
+    """Whether an event is of the type that its subject names, and says the same key as the subject."""
+    place = _PLACES.get(event.__class__)
+    if place is None:
+        return False
+    row, n_dots, key_of = place
+    return subject.endswith(row + key_of(event)) and subject.count(".") == n_dots
 
 
 def any_key(run: str, event: type[events.Event]) -> str:

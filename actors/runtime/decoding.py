@@ -2,16 +2,21 @@
 
 from actors.runtime.bus import Stored
 from schemas.codec import MalformedError, decode_event
+from schemas.topology import is_in_place
 
 MAX_BACKOFF_S = 30.0
 
 
 def stored_of(stream: str, subject: str, sequence: int, data: bytes, at_ns: int, traceparent: str | None) -> Stored:
-    """Decode a stored message; bytes that are no event keep the reason."""
+    """Decode a stored message. Bytes that are no event, or not the event that their subject names, keep the reason."""
     try:
-        return Stored(stream, subject, sequence, data, decode_event(data), None, at_ns, traceparent)
+        event = decode_event(data)
     except MalformedError as error:
         return Stored(stream, subject, sequence, data, None, str(error), at_ns, traceparent)
+    if is_in_place(subject, event):
+        return Stored(stream, subject, sequence, data, event, None, at_ns, traceparent)
+    reason = f"not the event that its subject names (wrong_subject): a {type(event).__name__} of another key or type"
+    return Stored(stream, subject, sequence, data, None, reason, at_ns, traceparent)
 
 
 def backoff_s(n_delivered: int) -> float:

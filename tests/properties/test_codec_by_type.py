@@ -10,6 +10,7 @@ from msgspec import inspect as types
 
 from schemas.codec import MalformedError, decode_event, encode
 from schemas.events import AnyEvent, Event
+from schemas.records import Column
 from tests.properties.counts import examples
 
 EVENTS: tuple[type[Event], ...] = get_args(AnyEvent)
@@ -26,8 +27,12 @@ LEAVES: dict[type[types.Type], st.SearchStrategy[Any]] = {
 def values(kind: types.Type) -> st.SearchStrategy[Any]:
     """What a field of this type may hold."""
     match kind:
+        case types.StructType() if kind.cls is Column:
+            return st.binary(max_size=8).map(lambda data: Column(dtype="u1", shape=(len(data),), data=data))
         case types.StructType():
             return instances(kind.cls)
+        case types.IntType(ge=0):
+            return st.integers(0, 2**64 - 1)
         case types.UnionType():
             return st.one_of([values(each) for each in kind.types])
         case types.ListType():

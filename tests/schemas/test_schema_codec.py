@@ -13,7 +13,18 @@ from schema_samples import EVENTS, MESSAGES, STORED, sample
 
 from schemas import codec
 from schemas.codec import MalformedError
-from schemas.events import RunStarted
+from schemas.events import (
+    BlobStored,
+    CheckpointCommitted,
+    DeadlineNeared,
+    EpisodeGraded,
+    Event,
+    RunStarted,
+    TokensGenerated,
+    TrainerClaimed,
+)
+from schemas.records import Column, Reward, RewardItem
+from schemas.topology import fact_of, is_in_place, subject
 
 Decode = Callable[[bytes], object]
 
@@ -28,10 +39,19 @@ some = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], d
 texts = st.text(max_size=12)
 numbers = st.integers(min_value=-(2**63), max_value=2**64 - 1)
 
+LEAVES: dict[type[types.Type], st.SearchStrategy[Any]] = {
+    types.NoneType: st.none(),
+    types.StrType: texts,
+    types.BytesType: st.binary(max_size=12),
+    types.BoolType: st.booleans(),
+}
+
 
 def values(kind: types.Type) -> st.SearchStrategy[Any]:
     """Every value a field of this type may have; often small."""
     match kind:
+        case types.StructType() if kind.cls is Column:
+            return st.one_of(columns(), instances(Column).map(lambda column: msgspec.structs.replace(column, dtype="later")))
         case types.StructType():
             return instances(kind.cls)
         case types.UnionType():
@@ -42,20 +62,22 @@ def values(kind: types.Type) -> st.SearchStrategy[Any]:
             return st.lists(values(kind.item_type), max_size=3).map(tuple)
         case types.DictType():
             return st.dictionaries(values(kind.key_type), values(kind.value_type), max_size=3)
-        case types.NoneType():
-            return st.none()
-        case types.StrType():
-            return texts
-        case types.BytesType():
-            return st.binary(max_size=12)
         case types.IntType():
-            return numbers
+            return numbers if kind.ge is None else st.integers(kind.ge, 2**64 - 1)
         case types.FloatType():
-            return st.floats(allow_nan=False)
-        case types.BoolType():
-            return st.booleans()
+            return st.floats(allow_nan=False, allow_infinity=kind.ge is None)
         case _:
-            raise TypeError(f"no strategy for {kind}; add one here")
+            return LEAVES[type(kind)]
+
+
+def columns() -> st.SearchStrategy[Column]:
+    """Columns whose bytes are as many as their shape says."""
+
+    def column(dtype: str, shape: tuple[int, ...]) -> Column:
+        return Column(dtype=dtype, shape=shape, data=bytes(math.prod(shape, start=codec.ITEM_BYTES[dtype])))
+
+    shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+    return st.builds(column, st.sampled_from(sorted(codec.ITEM_BYTES)), shapes)
 
 
 def instances(struct: type[msgspec.Struct]) -> st.SearchStrategy[msgspec.Struct]:
@@ -184,3 +206,119 @@ def test_a_huge_announced_size_is_malformed(decode: Decode, head: bytes) -> None
 @given(st.lists(texts, max_size=5))
 def test_generated_texts_round_trip(generated: list[str]) -> None:
     assert codec.decode_generated(codec.encode_generated(generated)) == generated
+
+
+def with_fields(event: type[msgspec.Struct], **fields: object) -> bytes:
+    """The bytes of a sample with some fields as no encoder of ours would write them."""
+    return msgspec.msgpack.encode({**msgspec.msgpack.decode(msgspec.msgpack.encode(good(event))), **fields})
+
+
+def good(event: type[msgspec.Struct]) -> msgspec.Struct:
+    column = Column(dtype="u4", shape=(2,), data=bytes(8))
+    value = sample(event)
+    return msgspec.structs.replace(value, columns={"ids": column}) if event is TokensGenerated else value
+
+
+def raw_column(**fields: object) -> dict[str, object]:
+    return {"ids": {"dtype": "u4", "shape": [2], "data": bytes(8), **fields}}
+
+
+NOT_EVENTS = {
+    "truncated": msgspec.msgpack.encode(sample(RunStarted))[:-1],
+    "trailing bytes": msgspec.msgpack.encode(sample(RunStarted)) + b"\x00",
+    "no bytes": b"",
+    "not msgpack": b"\xc1",
+    "a type of a later build": with_fields(RunStarted, type="episode_judged"),
+    "no type": msgspec.msgpack.encode({"id": "x"}),
+    "NaN reward": with_fields(EpisodeGraded, reward={"value": math.nan}),
+    "infinite weight": with_fields(
+        EpisodeGraded, reward={"value": 1.0, "items": [{"name": "a", "value": 1.0, "weight": math.inf}]}
+    ),
+    "negative step": with_fields(TrainerClaimed, step=-1),
+    "negative sequence": with_fields(CheckpointCommitted, watermark=-1),
+    "negative interval": with_fields(CheckpointCommitted, counted=[{"first": -1, "last": 2}]),
+    "negative chunk": with_fields(BlobStored, index=-1),
+    "too few bytes": with_fields(TokensGenerated, columns=raw_column(data=bytes(7))),
+    "another type": with_fields(TokensGenerated, columns=raw_column(dtype="f8")),
+    "more dimensions": with_fields(TokensGenerated, columns=raw_column(shape=[2, 2])),
+    "negative shape": with_fields(TokensGenerated, columns=raw_column(shape=[-2, -1])),
+    "deep nesting": b"\x82\xa4type\xa9run_ended\xa1z" + b"\x91" * 100_000,
+}
+NAMES = {
+    "truncated": "truncated",
+    "trailing bytes": "trailing_bytes",
+    "no bytes": "truncated",
+    "not msgpack": "no_msgpack",
+    "a type of a later build": "unknown_type",
+    "no type": "unknown_type",
+    "too few bytes": "wrong_column",
+    "another type": "wrong_column",
+    "more dimensions": "wrong_column",
+    "deep nesting": "too_deep",
+}
+
+
+@pytest.mark.parametrize("what", NOT_EVENTS)
+def test_what_is_refused_is_refused_by_name(what: str) -> None:
+    with pytest.raises(MalformedError) as refused:
+        codec.decode_event(NOT_EVENTS[what])
+    assert refused.value.name == NAMES.get(what, "wrong_field")
+    assert f"({refused.value.name})" in str(refused.value)
+
+
+@settings(some, max_examples=300)
+@given(
+    st.one_of(st.binary(max_size=300), tree_values().map(msgspec.msgpack.encode), everything().map(msgspec.msgpack.encode)),
+    st.data(),
+)
+def test_any_bytes_are_malformed_or_an_event_that_encodes_to_an_equal_one(data: bytes, draw: st.DataObject) -> None:
+    bent = bytearray(data)
+    for _ in range(draw.draw(st.integers(0, 2)) if bent else 0):
+        bent[draw.draw(st.integers(0, len(bent) - 1))] = draw.draw(st.integers(0, 255))
+    try:
+        event = codec.decode_event(bytes(bent))
+    except MalformedError:
+        return
+    assert isinstance(event, Event)
+    again = codec.decode_event(codec.encode(event))
+    assert type(again) is type(event)
+    assert msgspec.msgpack.encode(again) == msgspec.msgpack.encode(event)
+
+
+def placed(event: type[Event], **fields: str) -> tuple[Event, list[str]]:
+    """A sample whose key fields can be part of a subject, and its key."""
+    value: Any = good(event)
+    for name in fact_of(event).keyed_by:
+        if name == "task":
+            value = msgspec.structs.replace(value, key=msgspec.structs.replace(value.key, task=fields.get(name, "k-task")))
+        elif isinstance(getattr(value, name), str):
+            value = msgspec.structs.replace(value, **{name: fields.get(name, f"k-{name}")})
+    key = ["k-task" if name == "task" else str(getattr(value, name)) for name in fact_of(event).keyed_by]
+    return value, [
+        token.rpartition("-")[2] if name == "stream" else token for token, name in zip(key, fact_of(event).keyed_by, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
+def test_an_event_is_in_place_under_its_own_subject_alone(kind: type[Event]) -> None:
+    event, key = placed(kind)
+    own = subject("run", kind, *key)
+    assert is_in_place(own, event)
+    for other in EVENTS:
+        if other is not kind and len(fact_of(other).keyed_by) == len(key):  # type: ignore[arg-type]
+            assert not is_in_place(subject("run", other, *key), event)  # type: ignore[arg-type]
+    for at in range(len(key)):
+        assert not is_in_place(subject("run", kind, *key[:at], "other", *key[at + 1 :]), event)
+    assert not is_in_place(f"{own}.more", event)
+    assert not is_in_place(own.replace("asearch.run.", "asearch.run.more."), event)
+
+
+def test_an_event_of_an_episode_is_not_taken_for_one_of_its_namesake() -> None:
+    event = DeadlineNeared(id="x", episode="1")
+    assert not is_in_place(subject("run", DeadlineNeared, "e-1"), event)
+
+
+def test_finite_rewards_of_any_size_survive() -> None:
+    reward = Reward(value=-1.7e308, items=[RewardItem(name="a", value=5e-324, weight=0.0)])
+    value = msgspec.structs.replace(sample(EpisodeGraded), reward=reward)
+    assert codec.decode_event(msgspec.msgpack.encode(value)) == value

@@ -36,6 +36,14 @@ def test_golden_bytes_decode_to_their_value_and_encode_to_themselves(name: str) 
     assert msgspec.msgpack.encode(value) == data
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_golden_bytes_with_the_fields_of_a_later_build_decode_to_the_same_value(name: str) -> None:
+    struct = ALL[name.split(".")[0]]
+    data = (GOLDEN / name).read_bytes()
+    later = {**msgspec.msgpack.decode(data), "later": {"deep": [[1, None], b"x"]}, "tokenizer": "v2", "weights": 0.5}
+    assert decode(struct, msgspec.msgpack.encode(later)) == decode(struct, data)
+
+
 @pytest.mark.parametrize("struct", ALL.values(), ids=ALL)
 def test_every_type_has_golden_bytes_of_all_its_fields(struct: type[msgspec.Struct]) -> None:
     assert files_of(struct), f"{struct.__name__} has no golden file: run python tests/schemas/write_golden.py"
