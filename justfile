@@ -51,3 +51,7 @@ bench *args: setup
 # kill, stop and restart processes of a real training run, e.g. `just chaos --faults 100 --seed 1 --json`
 chaos *args: setup
     @{{bin}}/python -m tests.chaos {{args}}
+
+# simulate runs in virtual time with crashes, stops and outages, e.g. `just sim --seeds 500 --json`
+sim *args: setup
+    @{{bin}}/python -m tests.sim {{args}}

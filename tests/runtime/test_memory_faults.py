@@ -6,7 +6,8 @@ import pytest
 
 from actors.runtime.bus import Delivery
 from actors.runtime.memory import MemoryBus
-from actors.runtime.memory_broker import Faults, MemoryBroker, matches
+from actors.runtime.memory_broker import Faults, MemoryBroker
+from actors.runtime.memory_stream import matches
 from actors.runtime.platform import SystemPlatform
 from asearch.errors import ConflictError, StreamRewoundError
 from tests.runtime.facts import call, until

@@ -1,8 +1,8 @@
-"""A whole run in one process: every actor as it is shipped, on the in-memory bus, in virtual time, from one seed."""
+"""A whole run in one process: every actor as it is shipped, on the in-memory bus, in virtual time, from one scenario."""
 
 import asyncio
-import hashlib
-import random
+import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -16,228 +16,274 @@ from actors.driver import Driver
 from actors.engine import Engine
 from actors.grader import Grader
 from actors.recorder import Recorder
-from actors.runtime.actor import Actor, Context
+from actors.runtime.actor import Actor, Context, drain_timeout_s
 from actors.runtime.memory import MemoryBus
-from actors.runtime.memory_broker import Faults, MemoryBroker, MemoryStream, Record
+from actors.runtime.memory_broker import MemoryBroker
 from actors.scheduler import Scheduler
 from actors.tool import Tool
 from actors.trainer import Trainer
-from asearch.agents.packed import unpack_ids
-from asearch.agents.settings import AgentSettings
-from asearch.configuration.settings import CheckpointSettings, EvaluationSettings, RunSettings, Settings
 from asearch.data.tasks import LoadedTask
+from asearch.errors import BusError
 from asearch.models.tokenizer import Tokenizer
 from asearch.models.tokenizer_builder import build_tokenizer, save_tokenizer
 from asearch.tools.base import ToolSet
-from schemas.codec import decode_event
-from schemas.events import Event, RunEnded, TokensGenerated
+from schemas.events import RunEnded
+from tests.sim.checks import findings
+from tests.sim.faults import Troubles
+from tests.sim.journal import Journal
+from tests.sim.lives import Life, forget_the_dead
 from tests.sim.parts import WORDS, ScriptedRank, ScriptedServer, ScriptedTool
-from tests.sim.virtual import VirtualLoop, VirtualPlatform
+from tests.sim.playing import Player
+from tests.sim.scenario import Scenario
+from tests.sim.virtual import VirtualLoop, VirtualPlatform, play
 
 RUN = "sim"
-LIMIT_S = 4 * 3600.0
+LIMIT_S = 2 * 3600.0
 """Virtual time after which a run that has not ended is taken for stuck."""
 RESTART_DELAY_S = 0.5
 SETTLE_S = 5.0
 """From the end of the run to the stop of its actors: one that was killed at the end is up again by then."""
-
-SETTINGS = Settings(
-    run=RunSettings(
-        steps=4, groups_per_step=3, group_size=3, eta=2, max_groups_in_flight=12, episode_deadline_s=900.0, lease_s=15.0
-    ),
-    agent=AgentSettings(
-        tool_text="compact",
-        read_search=False,
-        max_turns=10,
-        max_new_tokens=40,
-        max_context_tokens=1200,
-        forced_tokens=24,
-        page_chunk_chars=20,
-    ),
-    evaluation=EvaluationSettings(questions=4),
-    checkpoint=CheckpointSettings(every_steps=2),
-)
+GRACE_S = 5.0
+STAGES = (("scheduler",), ("engine", "grader", "tool", "driver", "recorder"), ("trainer",))
+"""In which order a supervisor stops actors."""
 
 
-class SeededFaults(Faults):
-    """Delays for everything; acks and acknowledgements that get lost and deliveries that come twice, at these rates."""
-
-    def __init__(self, seed: int, rate: float) -> None:
-        self._chance = random.Random(f"{seed}-faults")
-        self._rate = rate
-        self.n_played = 0
-
-    def delay_s(self, action: str, subject: str) -> float:
-        return self._chance.expovariate(1000)
-
-    def _play(self) -> bool:
-        happens = self._chance.random() < self._rate
-        self.n_played += happens
-        return happens
-
-    def lose_acknowledgement(self, subject: str) -> bool:
-        return self._play()
-
-    def lose_ack(self, subject: str) -> bool:
-        return self._play()
-
-    def deliver_twice(self, subject: str) -> bool:
-        return self._play()
-
-
-@dataclass
+@dataclass(eq=False)
 class Living:
-    """An actor that runs."""
+    """A life and what lives it. `ended` is resolved with what it ended of; None: by itself.
 
-    actor: Actor
+    `gone` is resolved when a supervisor takes it for dead; that may be before it is.
+    """
+
+    life: Life
     bus: MemoryBus
-    task: "asyncio.Task[None]"
+    ended: "asyncio.Future[BaseException | str | None]"
+    gone: "asyncio.Future[None]"
+    actor: Actor | None = None
 
 
 @dataclass
 class Simulation:
-    """One run. `crashes` says which actor is killed and started anew, after how many virtual seconds."""
+    """One run."""
 
     folder: Path
-    seed: int = 0
-    settings: Settings = SETTINGS
-    fault_rate: float = 0.0
-    p_outage: float = 0.0
-    p_break: float = 0.02
-    n_engines: int = 2
-    n_drivers: int = 1
-    crashes: tuple[tuple[str, float], ...] = ()
-    alive: dict[str, Living] = field(default_factory=dict)
-    log: list[str] = field(default_factory=list)
+    scenario: Scenario = field(default_factory=Scenario)
+    alive: dict[str, Living] = field(default_factory=dict[str, Living])
+    deaths: list[tuple[str, BaseException]] = field(default_factory=list[tuple[str, BaseException]])
+    """Lives that ended of an error."""
+    complaints: list[str] = field(default_factory=list[str])
+    """Errors that were met in the background."""
+    points: Counter[str] = field(default_factory=Counter[str])
+    killed_at: Counter[str] = field(default_factory=Counter[str])
 
     def run(self) -> "Simulation":
-        """Play it to the end in a loop of its own."""
-        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-            runner.run(self._play())
+        """Play it to the end in a loop of its own, and look for what is wrong. What the lives have left is given up."""
+        try:
+            play(self._play)
+            self.findings = findings(self)
+        finally:
+            self._give_up()
         return self
+
+    def _give_up(self) -> None:
+        self.alive.clear()
+        for name in ("broker", "player", "_superseded"):
+            vars(self).pop(name, None)
+        forget_the_dead()
 
     async def _play(self) -> None:
         self._prepare()
-        bus = MemoryBus(self.broker, RUN, "supervisor", VirtualPlatform("supervisor", self.seed))
+        bus = MemoryBus(self.broker, RUN, "supervisor", VirtualPlatform("supervisor", self.scenario.seed))
         await bus.ensure_topology()
-        for stream in self.broker.streams.values():
-            self._note_appends(stream)
-        names = ["trainer-0", *(f"engine-{n}" for n in range(self.n_engines)), "grader-0", "tool-0"]
-        names += [*(f"driver-{n}" for n in range(self.n_drivers)), "recorder-0", "scheduler-0"]
-        keepers = []
-        for name in names:
-            self._start(name)
-            keepers.append(asyncio.create_task(self._keep(name)))
-        killers = [asyncio.create_task(self._kill(name, after_s)) for name, after_s in self.crashes]
-        async with asyncio.timeout(LIMIT_S):
-            self.ended = await _end_of(bus)
-        for killer in killers:
-            killer.cancel()
+        self.journal = Journal({name: stream for (_, name), stream in self.broker.streams.items()})
+        keepers = [asyncio.create_task(self._keep(name), name=f"keep {name}") for name in self.scenario.names]
+        player = asyncio.create_task(self.player.play(self.scenario.faults), name="faults")
+        stopper = asyncio.create_task(self._stop_by_user(bus), name="user")
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                self.ended = await _end_of(bus)
+        except TimeoutError:
+            raise AssertionError(f"the run has not ended after {LIMIT_S:g} s; {self.where()}") from None
+        self.duration_s = asyncio.get_running_loop().time()
+        for task in (player, stopper):
+            task.cancel()
+        self.troubles.is_over = True
+        self.player.calm()
         await asyncio.sleep(SETTLE_S)
-        for name in reversed(names):
-            self.alive[name].actor.stop()
-            await self.alive[name].task
-        await asyncio.gather(*keepers)
+        await self._stop_all(keepers)
         self.problems = Problems()
         self.terms = audit(await gather(bus, self.folder, self.problems), self.problems)
-        self.duration_s = asyncio.get_running_loop().time()
 
     def _prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         words = " ".join(f"{word} is a colour. Which colour is it? so seen" for word in WORDS)
         save_tokenizer(build_tokenizer([words], 400), self.folder / "model", 2000)
         self.tokenizer = Tokenizer.load(self.folder / "model")
-        self.faults = SeededFaults(self.seed, self.fault_rate)
-        self.broker = MemoryBroker(VirtualPlatform("broker", self.seed), self.faults)
-        self.tasks = [
-            LoadedTask(id=f"task-{n}", question=f"Which colour is it? {WORDS[n % 4]}", answers=[WORDS[n % 4]]) for n in range(24)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        self.troubles = Troubles(self.scenario.seed, self.scenario.rates, loop.time)
+        self.broker = MemoryBroker(VirtualPlatform("broker", self.scenario.seed), self.troubles)
+        self.player = Player(self, loop)
+        loop.set_exception_handler(self._on_loop_error)
+        questions = self.scenario.settings.evaluation.questions
+        tasks = [
+            LoadedTask(id=f"task-{n}", question=f"Which colour is it? {WORDS[n % 4]}", answers=[WORDS[n % 4]])
+            for n in range(20 + questions)
         ]
-        self.rank = ScriptedRank()
-        self.failures: list[BaseException] = []
-        self._n_lives: dict[str, int] = {}
+        self.train, self.held_out = tasks[:20], tasks[20:]
+        self._n_lives: Counter[str] = Counter()
+        self._stopping = False
+        self._superseded: list[Living] = []
 
     # --- lives ---
 
-    def _start(self, name: str) -> None:
-        self._n_lives[name] = life = self._n_lives.get(name, 0) + 1
-        platform = VirtualPlatform(f"{name}-{life}", self.seed)
-        bus = MemoryBus(self.broker, RUN, name.partition("-")[0], platform)
-        context = Context(RUN, self.folder, self.settings, bus, platform, name)
-        actor = self._build(name.partition("-")[0], context)
-        self.alive[name] = Living(actor, bus, asyncio.create_task(actor.run(), name=name))
+    def start(self, name: str) -> Living:
+        """Begin the next life of an actor."""
+        self._n_lives[name] += 1
+        life = Life(name, self._n_lives[name])
+        platform = VirtualPlatform(f"{name}-{life.number}", self.scenario.seed, lambda point: self.player.passes(life, point))
+        bus = MemoryBus(self.broker, RUN, name, platform)
+        loop = asyncio.get_running_loop()
+        living = Living(life, bus, loop.create_future(), loop.create_future())
+        living.ended.add_done_callback(lambda _: living.gone.done() or living.gone.set_result(None))
+        life.on_death = lambda cause: self.kill(living, cause)
+        self.alive[name] = living
+        task = loop.create_task(self._live(living, platform), name=name, context=life.context())
+        task.add_done_callback(lambda done: self._end(living, done))
+        self.player.born(life)
+        return living
+
+    async def _live(self, living: Living, platform: VirtualPlatform) -> None:
+        try:
+            await living.bus.open()
+            context = Context(RUN, self.folder, self.scenario.settings, living.bus, platform, living.life.name)
+            living.actor = self._build(living.life.kind, context)
+            await living.actor.run()
+        finally:
+            await living.bus.close()
 
     def _build(self, kind: str, context: Context) -> Actor:
         model = str(self.folder / "model")
-        tools = ToolSet(*(ScriptedTool(name, self.seed, self.p_outage) for name in ("search", "access")))
+        troubles = self.troubles
         builders: dict[str, Callable[[], Actor]] = {
-            "scheduler": lambda: Scheduler(context, self.tasks[:20], self.tasks[20:]),
+            "scheduler": lambda: Scheduler(context, self.train, self.held_out),
             "driver": lambda: Driver(context, model),
-            "engine": lambda: Engine(context, model, server=ScriptedServer(self.tokenizer, self.seed, self.p_break)),
-            "tool": lambda: Tool(context, "", tools),
+            "engine": lambda: Engine(context, model, server=ScriptedServer(self.tokenizer, troubles)),
+            "tool": lambda: Tool(context, "", ToolSet(*(ScriptedTool(name, troubles) for name in ("search", "access")))),
             "grader": lambda: Grader(context),
-            "trainer": lambda: Trainer(context, model, self.folder / "weights", self.rank),
+            "trainer": lambda: Trainer(context, model, self.folder / "weights", ScriptedRank(troubles, self.scenario.step_ms)),
             "recorder": lambda: Recorder(context),
         }
         return builders[kind]()
 
-    async def _keep(self, name: str) -> None:
-        """Start an actor anew when it dies, as a supervisor does; an actor that ends by itself is done."""
-        while True:
-            living = self.alive[name]
-            await asyncio.wait([living.task])
-            error = None if living.task.cancelled() else living.task.exception()
-            if error is None and not living.task.cancelled():
-                return
-            if error is not None and not living.bus.is_closed:
-                self.failures.append(error)
-            await asyncio.sleep(RESTART_DELAY_S)
-            self._start(name)
+    def _end(self, living: Living, task: "asyncio.Task[None]") -> None:
+        """The process ends, and with it whatever it still had under way."""
+        if living.ended.done():
+            return
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        living.life.kill()
+        living.bus.cut()
+        if error is not None:
+            self.deaths.append((living.life.name, error))
+        living.ended.set_result(error)
 
-    async def _kill(self, name: str, after_s: float) -> None:
-        """End an actor as a kill does: nothing that it still wants to say reaches the broker."""
-        await asyncio.sleep(after_s)
-        living = self.alive[name]
-        await living.bus.close()
-        living.task.cancel()
-        with suppress(asyncio.CancelledError, BaseExceptionGroup):
-            await living.task
+    def kill(self, living: Living, cause: str) -> None:
+        """SIGKILL."""
+        if living.life.is_killed:
+            return
+        self.troubles.happened(cause.partition(" ")[0], f"{living.life.name}.{living.life.number} {cause.partition(' ')[2]}")
+        living.life.kill()
+        living.bus.cut()
+        living.ended.set_result(cause)
+
+    async def _keep(self, name: str) -> None:
+        """Start an actor, and anew when it dies, as a supervisor does; an actor that ends by itself is done."""
+        living = self.start(name)
+        while True:
+            await living.gone
+            if self._stopping or (living.ended.done() and living.ended.result() is None):
+                return
+            await asyncio.sleep(RESTART_DELAY_S)
+            living = self.start(name)
+
+    def supersede(self, living: Living) -> None:
+        """A supervisor takes it for dead, although it is not."""
+        self._superseded.append(living)
+        living.gone.set_result(None)
+
+    async def _stop_by_user(self, bus: MemoryBus) -> None:
+        """The user stops the run: the scheduler ends it."""
+        if self.scenario.stop_after_ms:
+            await asyncio.sleep(self.scenario.stop_after_ms / 1000)
+            while True:
+                if (actor := self.alive["scheduler-0"].actor) is not None:
+                    actor.stop()
+                await asyncio.sleep(1.0)
+
+    async def _stop_all(self, keepers: "list[asyncio.Task[None]]") -> None:
+        self._stopping = True
+        for living in self._superseded:
+            if not living.ended.done():
+                living.life.kill()
+                living.bus.cut()
+        for stage in STAGES:
+            several = [living for living in self.alive.values() if living.life.kind in stage]
+            for living in several:
+                if living.actor is not None:
+                    living.actor.stop()
+            for living in several:
+                await self._wait_or_kill(living)
+        for keeper in keepers:
+            keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeper
+
+    async def _wait_or_kill(self, living: Living) -> None:
+        limit_s = drain_timeout_s(living.life.kind) + GRACE_S
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.shield(living.ended)
+        except TimeoutError:
+            self.deaths.append((living.life.name, TimeoutError(f"it did not stop within {limit_s:g} s")))
+            self.kill(living, "kill")
+
+    def note(self, text: str) -> None:
+        """A line of an actor's log, for the trace."""
+        if hasattr(self, "troubles"):
+            self.troubles.note(text)
+
+    def complain(self, text: str, error: object) -> None:
+        """An actor met an error that nobody expects."""
+        caught = sys.exc_info()[1] if error is True else error
+        if isinstance(caught, BusError):
+            self.note(f"{text}: {caught}")
+        else:
+            self.complaints.append(f"{text}: {type(caught).__name__}: {caught}")
+
+    def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.complain(f"loop: {context.get('message')} {context.get('task') or context.get('future') or ''}", error)
+
+    def where(self) -> str:
+        """Who is in which state, for a message."""
+        states = [f"{name}: {living.actor.state if living.actor else 'not up'}" for name, living in self.alive.items()]
+        return ", ".join(states)
 
     # --- what came of it ---
 
-    def _note_appends(self, stream: MemoryStream) -> None:
-        """Log every fact as it is stored, whether or not it is purged later."""
-        append = stream.append
-
-        def noted(record: Record, now_s: float, expected: int | None, whole_stream: bool) -> tuple[int, bool]:
-            sequence, known = append(record, now_s, expected, whole_stream)
-            if not known:
-                self.log.append(self._line(stream.row.name, decode_event(record.data), sequence))
-            return sequence, known
-
-        stream.append = noted  # type: ignore[method-assign]
-
-    def _line(self, stream: str, event: Event, sequence: int) -> str:
-        """Stream, sequence, kind, id, token ids. No clocks, no floats."""
-        ids = unpack_ids(event.columns["ids"].data) if isinstance(event, TokensGenerated) else ""
-        return f"{stream} {sequence} {type(event).__name__} {event.id} {ids}"
-
-    def history(self, stream: str) -> list[bytes]:
-        """What a stream holds."""
-        return [record.data for record in self.broker.stream(RUN, stream).records.values()]
+    @property
+    def log(self) -> list[str]:
+        """Every fact as it was stored."""
+        return self.journal.lines
 
     @property
     def hash(self) -> str:
         """A name for the whole event log."""
-        return hashlib.blake2b("\n".join(self.log).encode(), digest_size=16).hexdigest()
+        return self.journal.hash
 
     def check(self) -> dict[str, Any]:
-        """The audit agrees, and both identities hold; its terms."""
-        assert self.failures == []
-        assert self.problems.lines() == []
-        for terms in (self.terms["accounting"], *self.terms["accounting_by_purpose"].values()):
-            assert terms["requested"] == terms["graded"] + terms["dropped"] + terms["dead"]
-            assert terms["graded"] == terms["counted"] + terms["discarded"] + terms["queued"]
-            assert terms["in_flight"] == 0
+        """Nothing is wrong; the accounts."""
+        assert self.findings == []
         return self.terms["accounting"]
 
 
