@@ -59,6 +59,10 @@ class StreamFullError(BusError):
     """A stream is at its bound and discards new events."""
 
 
+class NotStoredError(BusError):
+    """An append is not known to be stored: the broker is away, or takes it and does not store it because its disk is full."""
+
+
 class NoResponderError(BusError):
     """Nobody listens on the subject of a request."""
 

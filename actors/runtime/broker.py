@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import socket
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from actors.runtime.platform import Platform, Process
@@ -108,11 +110,14 @@ async def start_broker(folder: Path, platform: Platform, *, port: int = 0, timeo
     Raises BusError if the port is taken, the program has another version, or it is not ready in time.
     """
     program = server_path()
-    await _check_version(program, folder, platform)
+    await _check_version(program, platform)
     if port and _is_taken(port):
         raise BusError(f"port {port} on {HOST} is taken: stop what listens there, or choose another port for the broker")
     port = port or free_port()
-    config, log_path = _write_configuration(folder, port)
+    try:
+        config, log_path = _write_configuration(folder, port)
+    except OSError as error:
+        raise BusError(f"the broker's configuration cannot be written to {folder}: {error}") from error
     process = await platform.spawn([str(program), "-c", str(config)], log_path=log_path)
     broker = Broker(f"nats://{HOST}:{port}", port, folder, process)
     try:
@@ -139,6 +144,28 @@ async def find_broker(folder: Path) -> str | None:
     return f"nats://{HOST}:{found[1]}"
 
 
+def sync_store(folder: Path) -> int:
+    """Make the descriptions of all streams and consumers below a broker's folder durable; returns how many files were synced.
+
+    The server does not sync those of a stream with async writes: without this a power cut takes the whole stream, however old.
+    To be called whenever streams were created or updated.
+    """
+    n_synced = 0
+    for path in sorted((folder / "jetstream").rglob("*")):
+        if path.is_dir() or path.name in {"meta.inf", "meta.sum"}:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                # A consumer of a reader that has left.
+                continue
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            n_synced += 1
+    return n_synced
+
+
 async def answers(port: int, name: str | None = None) -> bool:
     """Whether a NATS server with JetStream answers on the port, the one of this name if given."""
     try:
@@ -158,13 +185,14 @@ async def answers(port: int, name: str | None = None) -> bool:
         writer.close()
 
 
-async def _check_version(program: Path, folder: Path, platform: Platform) -> None:
-    answer = folder / f"version-{platform.new_id()[:8]}.txt"
-    process = await platform.spawn([str(program), "--version"], log_path=answer)
-    async with asyncio.timeout(READY_TIMEOUT_S):
-        await process.wait()
-    text = _tail(answer)
-    answer.unlink(missing_ok=True)
+async def _check_version(program: Path, platform: Platform) -> None:
+    # Not in the broker's folder: its disk may be full.
+    with tempfile.TemporaryDirectory(prefix="asearch-") as folder:
+        answer = Path(folder) / "version.txt"
+        process = await platform.spawn([str(program), "--version"], log_path=answer)
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await process.wait()
+        text = _tail(answer)
     if f"v{SERVER_VERSION}" not in text.split():
         raise BusError(f"{program} says {text!r}, but version {SERVER_VERSION} is needed: run `just setup`")
 
@@ -174,7 +202,12 @@ def _write_configuration(folder: Path, port: int) -> tuple[Path, Path]:
     folder = folder.resolve()
     (folder / "jetstream").mkdir(parents=True, exist_ok=True)
     config = folder / "nats.conf"
-    config.write_text(configuration(folder, port))
+    text = configuration(folder, port)
+    if _read(config) != text:
+        # Aside and renamed: on a full disk the old one stays whole.
+        aside = folder / "nats.conf.part"
+        aside.write_text(text)
+        aside.replace(config)
     return config, folder / "nats.log"
 
 

@@ -21,18 +21,26 @@ DRAIN_LINGER_S = 1.0
 
 
 class JetStreamDelivery:
-    """One delivery; its acknowledgement goes to the subject the broker gave."""
+    """One delivery; its acknowledgement goes to the subject the broker gave, over the connection on which it came.
 
-    __slots__ = ("_reply", "_wire", "n_delivered", "stored")
+    A broker that was restarted may have lost the tail of a stream and given its sequences to other facts. An answer that
+    names a sequence of before would settle such a fact unseen.
+    """
+
+    __slots__ = ("_connection", "_reply", "_wire", "n_delivered", "stored")
 
     def __init__(self, wire: Wire, reply: str, stored: Stored, n_delivered: int) -> None:
         self._wire = wire
         self._reply = reply
+        self._connection = wire.n_reconnects
         self.stored = stored
         self.n_delivered = n_delivered
 
     async def _answer(self, data: bytes) -> None:
         # An answer that is lost costs one more delivery, which every handler must bear anyway.
+        if not self._wire.connected.is_set() or self._wire.n_reconnects != self._connection:
+            log.info("%s %d was delivered before the connection was lost: not answered", self.stored.stream, self.stored.sequence)
+            return
         try:
             await self._wire.send(self._reply, data)
         except BusError as error:

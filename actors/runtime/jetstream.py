@@ -16,8 +16,8 @@ from actors.runtime.pull import Watchdog
 from actors.runtime.reader import BATCH, Reader
 from actors.runtime.routes import Route, core_target, read_filters, route
 from actors.runtime.waking import report_failure
-from actors.runtime.wire import Packet, Wire, header_block
-from asearch.errors import BusError, ConflictError
+from actors.runtime.wire import DisconnectedError, Packet, Wire, header_block
+from asearch.errors import BusError, ConflictError, NoResponderError, RequestTimeoutError
 from schemas import topology
 from schemas.codec import MalformedError, decode_message, encode
 from schemas.commands import Message
@@ -27,6 +27,7 @@ from schemas.records import BlobRef
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 15.0
+REPEAT_S = 0.1
 BLOB_BATCH = 16
 """Readers of chunks hold at most this many of up to 1 MiB each."""
 
@@ -201,12 +202,26 @@ class JetStreamBus(Bus):
     ) -> Message:
         header = header_block(traceparent=traceparent)
         target = core_target(self.run, message, key, subject)
-        packet = await self._wire.request(target, encode(message), timeout_s, header)
+        packet = await self._ask(target, encode(message), timeout_s, header)
         try:
             return decode_message(packet.data)
         except MalformedError as error:
             self._on_malformed()
             raise BusError(f"the answer on {target} cannot be read: {error}") from error
+
+    async def _ask(self, target: str, data: bytes, timeout_s: float, header: bytes | None) -> Packet:
+        """A core request that a broker restart does not lose: asked again when the connection is back, also of a late comer."""
+        deadline_s = self.platform.monotonic() + timeout_s
+        while True:
+            left_s = deadline_s - self.platform.monotonic()
+            try:
+                return await self._wire.request(target, data, max(0.0, left_s), header)
+            except (DisconnectedError, NoResponderError) as error:
+                if not self._wire.is_settling or self._wire.client.is_closed:
+                    raise
+                if left_s <= REPEAT_S:
+                    raise RequestTimeoutError(f"no answer on {target} within {timeout_s:g} s: {error}") from error
+            await self.platform.sleep(REPEAT_S)
 
     async def subscribe(self, message: type[Message], key: str, handler: CoreHandler) -> CoreSubscription:
         subject = topology.core_subject(self.run, message, key)

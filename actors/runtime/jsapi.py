@@ -69,6 +69,7 @@ class _Answer(msgspec.Struct):
     num_redelivered: int = 0
     purged: int = 0
     delivered: _Sequences | None = None
+    ack_floor: _Sequences | None = None
     config: msgspec.Raw = msgspec.Raw(b"{}")
 
 
@@ -199,7 +200,21 @@ class JetStreamApi:
             "replay_policy": "instant",
             "filter_subjects": [any_key(self._run, event) for event in row.events],
         }
-        await self.call(f"CONSUMER.CREATE.{stream}.{row.name}", {"stream_name": stream, "config": config, "action": ""})
+        answer = await self.call(f"CONSUMER.CREATE.{stream}.{row.name}", {"stream_name": stream, "config": config, "action": ""})
+        await self._bring_back(row, answer)
+
+    async def _bring_back(self, row: Consumer, state: _Answer) -> None:
+        """Set a queue that stands behind the end of its stream to where the stream ends.
+
+        The server does so itself after a power cut took the stream's tail, but not if it took all of it before anything was
+        acknowledged in order: the queue would then never deliver the facts that are given the lost ones' sequences.
+        """
+        delivered = (state.delivered or _Sequences()).stream_seq
+        last = (await self.stream_info(row.stream)).last_sequence
+        if delivered > last:
+            begin = min((state.ack_floor or _Sequences()).stream_seq, last) + 1
+            log.warning("queue %s stood at %d, but %s ends at %d: set to %d", row.name, delivered, row.stream, last, begin)
+            await self.call(f"CONSUMER.RESET.{self.stream(row.stream)}.{row.name}", {"seq": begin})
 
     async def create_reader(self, stream: str, name: str, start_sequence: int, filters: list[str]) -> int:
         """Make an ephemeral consumer without acknowledgements. Returns how many messages it has before it."""

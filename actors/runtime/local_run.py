@@ -113,7 +113,7 @@ class LocalRun:
         if is_new:
             # The folder of an older run of this name was deleted by hand; what the broker holds of it goes too.
             await bus.delete_topology()
-        await bus.ensure_topology()
+        await self.workspace.ensure_streams(bus)
         return bus
 
     async def supervise(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from actors.runtime.wire import Packet, Wire
-from asearch.errors import BusError, ConflictError, StreamFullError
+from asearch.errors import BusError, ConflictError, NotStoredError, StreamFullError
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +17,10 @@ MAX_IN_FLIGHT_BYTES = 16 << 20
 RETRY_S = 5.0
 UNREADY_RETRY_S = 0.2
 SWEEP_S = 0.1
+UNSTORED = (
+    "the broker answers but does not store it. Most often the disk of its store is full: `asearch status` names the folder; "
+    "free space there, and the run goes on"
+)
 
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 FULL = frozenset({10023, 10047, 10077})
@@ -80,13 +84,15 @@ class Publisher:
     async def publish(self, subject: str, data: bytes, header: bytes | None, timeout_s: float) -> tuple[PubAck, int]:
         """Store a message. Returns the acknowledgement and how many times it was sent.
 
-        Raises ConflictError, StreamFullError, or BusError if it is not known to be stored after the timeout.
+        Raises ConflictError, StreamFullError, or NotStoredError if it is not known to be stored after the timeout.
         """
         if self._closed:
             raise BusError(f"cannot append to {subject}: the connection is closed")
         deadline = self._platform.monotonic() + timeout_s
-        while len(self._entries) >= MAX_IN_FLIGHT or (self._entries and self._n_bytes + len(data) > MAX_IN_FLIGHT_BYTES):
-            await self._wait_for_room()
+        while not self._closed and self._is_full(len(data)):
+            await self._wait_for_room(subject, deadline)
+        if self._closed:
+            raise BusError(f"cannot append to {subject}: the connection was closed")
         self._n_tokens += 1
         token = str(self._n_tokens)
         future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
@@ -101,15 +107,30 @@ class Publisher:
             self._n_bytes -= len(data)
             self._wake_one()
 
-    async def _wait_for_room(self) -> None:
+    def _is_full(self, n_bytes: int) -> bool:
+        return len(self._entries) >= MAX_IN_FLIGHT or (bool(self._entries) and self._n_bytes + n_bytes > MAX_IN_FLIGHT_BYTES)
+
+    async def _wait_for_room(self, subject: str, deadline: float) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
-            await waiter
+            async with asyncio.timeout(max(0.0, deadline - self._platform.monotonic())):
+                await waiter
+        except TimeoutError:
+            self._pass_on(waiter)
+            message = f"an append to {subject} was not sent: {len(self._entries)} appends before it are not acknowledged"
+            raise NotStoredError(f"{message}; {self._trouble('')}") from None
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self._wake_one()
+            self._pass_on(waiter)
             raise
+
+    def _pass_on(self, waiter: "asyncio.Future[None]") -> None:
+        """Whoever stops waiting leaves the room that it was given to the next."""
+        if waiter.done() and not waiter.cancelled():
+            self._wake_one()
+
+    def _trouble(self, last: str) -> str:
+        return last or (UNSTORED if self._wire.connected.is_set() else "the broker is not connected")
 
     def _wake_one(self) -> None:
         while self._waiters:
@@ -124,6 +145,7 @@ class Publisher:
             entry.last_trouble = "the broker is not connected"
             return
         entry.n_tries += 1
+        entry.last_trouble = ""
         try:
             await self._wire.send(entry.subject, entry.data, entry.inbox, entry.header)
         except BusError as error:
@@ -161,9 +183,8 @@ class Publisher:
                 if entry.future.done():
                     continue
                 if now >= entry.deadline:
-                    trouble = entry.last_trouble or "the broker did not acknowledge it"
-                    message = f"an append to {entry.subject} is not known to be stored after {entry.n_tries} tries: {trouble}"
-                    entry.future.set_exception(BusError(message))
+                    message = f"an append to {entry.subject} is not known to be stored after {entry.n_tries} tries"
+                    entry.future.set_exception(NotStoredError(f"{message}: {self._trouble(entry.last_trouble)}"))
                 elif now >= entry.retry_at and self._wire.connected.is_set():
                     self.n_retries += 1
                     await self._send(entry)
@@ -174,8 +195,11 @@ class Publisher:
             await self._platform.sleep(0.01)
 
     def close(self) -> None:
-        """Fail what is in flight."""
+        """Fail what is in flight and what waits for room."""
         self._closed = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         for entry in self._entries.values():
             if not entry.future.done():
                 message = f"the connection was closed before an append to {entry.subject} was known to be stored"

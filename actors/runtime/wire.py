@@ -23,6 +23,8 @@ RECONNECT_WAIT_S = 0.1
 PING_INTERVAL_S = 10
 MAX_UNSENT_BYTES = 16 << 20
 NO_RESPONDERS = 503
+SETTLE_S = 3.0
+"""How long after a reconnect silence on a subject may mean that its listener is not connected again yet."""
 
 
 class Packet(msgspec.Struct, gc=False):
@@ -99,6 +101,15 @@ class _Client(Client):
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
 
+    def drop_unsent(self) -> None:
+        """Forget what was not written to the connection that is lost: a new broker must not take it for said to itself."""
+        self._pending = []
+        self._pending_data_size = 0
+
+
+class DisconnectedError(BusError):
+    """The connection was lost while an answer was awaited: ask again."""
+
 
 class Inlet:
     """A subscription whose callback runs in the read loop."""
@@ -136,6 +147,7 @@ class Wire:
         self.connected = asyncio.Event()
         self.counters: dict[str, float] = {"n_disconnects": 0.0, "n_broker_errors": 0.0}
         self.n_reconnects = 0
+        self._connected_s = 0.0
         self._waiting: dict[str, asyncio.Future[Packet]] = {}
         self._n_tokens = 0
         self._closing = False
@@ -181,12 +193,16 @@ class Wire:
 
     async def _on_disconnect(self) -> None:
         self.connected.clear()
+        self.client.drop_unsent()
+        # Nobody will answer what was asked over the old connection.
+        self._fail_waiting(DisconnectedError(f"{self.name} lost the broker while it waited for an answer"))
         if not self._closing:
             self.counters["n_disconnects"] += 1
             log.warning("%s lost the broker at %s; reconnecting", self.name, self.url)
 
     async def _on_reconnect(self) -> None:
         self.n_reconnects += 1
+        self._connected_s = self.platform.monotonic()
         self.connected.set()
         log.info("%s is connected to the broker again", self.name)
         for callback in list(self.on_reconnect):
@@ -194,9 +210,12 @@ class Wire:
 
     async def _on_closed(self) -> None:
         self.connected.clear()
+        self._fail_waiting(BusError(f"the broker connection of {self.name} was closed"))
+
+    def _fail_waiting(self, error: BusError) -> None:
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(BusError(f"the broker connection of {self.name} was closed"))
+                future.set_exception(error)
 
     async def close(self) -> None:
         """Close without flushing."""
@@ -252,6 +271,13 @@ class Wire:
         future = self._waiting.pop(packet.subject.rpartition(".")[2], None)
         if future is not None and not future.done():
             future.set_result(packet)
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether the connection was lost and is not back for long: others may not be back yet."""
+        if not self.connected.is_set():
+            return True
+        return self.n_reconnects > 0 and self.platform.monotonic() - self._connected_s < SETTLE_S
 
     async def request(self, subject: str, data: bytes, timeout_s: float, header: bytes | None = None) -> Packet:
         """One message, one answer. Raises NoResponderError at once if nobody listens, RequestTimeoutError in the end."""

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from actors.runtime.broker import Broker, answers, find_broker, start_broker
+from actors.runtime.broker import Broker, answers, find_broker, start_broker, sync_store
+from actors.runtime.bus import Bus
 from actors.runtime.platform import Platform
 from actors.runtime.run_files import RUN_FILE, RunFile, read_run_file
 from asearch.errors import AsearchError, InputError
@@ -163,6 +164,11 @@ class Workspace:
             started = await start_broker(self.broker_folder, platform, port=found.port)
             self._write_broker(msgspec.structs.replace(BrokerFile.of(started), users=found.users))
             return True
+
+    async def ensure_streams(self, bus: Bus) -> None:
+        """Create or update a run's streams and queues, and make sure that a power cut does not take them away."""
+        await bus.ensure_topology()
+        await asyncio.to_thread(sync_store, self.broker_folder)
 
     async def release(self, broker: Broker | None, run: str) -> None:
         """End the use of the broker: the last live run stops it, and so does whoever started it for nobody else."""
