@@ -107,12 +107,13 @@ class Recorder(Actor):
                     self._trace_moved.notify_all()
 
     async def _archive(self, sequence: int, outcome: EpisodeGraded | EpisodeDropped | EpisodeDead) -> None:
-        if isinstance(outcome, EpisodeGraded):
-            await self._wait_for_trace(lambda: self._has_end(outcome.episode), outcome.episode)
-        else:
-            trace = await self.bus.stream_info("trace")
-            last = trace.last_sequence if trace.n_messages else 0
-            await self._wait_for_trace(lambda: self._trace_sequence >= last, outcome.episode)
+        # What is stored by now holds every fact of the episode, unless a broker has lost it: then it never comes.
+        trace = await self.bus.stream_info("trace")
+        last = trace.last_sequence if trace.n_messages else 0
+        graded = isinstance(outcome, EpisodeGraded)
+        await self._wait_for_trace(
+            lambda: self._trace_sequence >= last or (graded and self._has_end(outcome.episode)), outcome.episode
+        )
         stored = self._facts.pop(outcome.episode, [])
         entry = ArchivedEpisode(
             episode=outcome.episode,

@@ -20,7 +20,7 @@ from asearch.models.tokenizer_builder import build_tokenizer, save_tokenizer
 from schemas.events import Event
 from tests.runtime.conftest import broker as broker  # a fixture
 from tests.sim.parts import WORDS
-from tests.sim.simulation import SETTINGS
+from tests.sim.scenario import SETTINGS
 
 
 class Stage:

@@ -31,8 +31,9 @@ from schemas.records import BlobRef, Task
 from tests.actors.acting import ActingEngine, Script, answer, prompt_of, search_then_answer, silence
 from tests.actors.conftest import Stage
 from tests.runtime.facts import until
+from tests.sim.faults import Troubles
 from tests.sim.parts import ScriptedTool
-from tests.sim.simulation import SETTINGS
+from tests.sim.scenario import SETTINGS
 
 
 def request(episode: str = "e1", attempt: int = 0) -> EpisodeRequested:
@@ -72,8 +73,9 @@ class Cast:
         await self.stage.start(held)
         return held
 
-    async def tool(self, p_outage: float = 0.0) -> None:
-        tools = ToolSet(ScriptedTool("search", 0, p_outage), ScriptedTool("access", 0, p_outage))
+    async def tool(self, outage: bool = False) -> None:
+        troubles = Troubles(0, {"tool_outage": 1000} if outage else {})
+        tools = ToolSet(ScriptedTool("search", troubles), ScriptedTool("access", troubles))
         await self.stage.start(Tool(await self.stage.context("tool-0"), "", tools))
 
     async def ask(self, *asked: EpisodeRequested) -> None:
@@ -144,7 +146,7 @@ async def test_a_deadline_becomes_an_outcome(cast: Cast) -> None:
 
 async def test_a_tool_outage_drops_the_episode(cast: Cast) -> None:
     await cast.engine(search_then_answer)
-    await cast.tool(p_outage=1.0)
+    await cast.tool(outage=True)
     await cast.driver()
     await cast.ask(request())
     (outcome,) = await cast.stage.wait_for("outcomes")

@@ -14,7 +14,7 @@ from schemas.commands import Lease
 from schemas.events import EpisodeDropped, EpisodeRequested, GroupAdmitted, PlanFolded, PolicyPublished, RunEnded, RunStarted
 from schemas.records import Version, WeightManifest
 from tests.actors.conftest import Stage
-from tests.sim.simulation import SETTINGS
+from tests.sim.scenario import SETTINGS
 
 TASKS = [LoadedTask(id=f"task-{n}", question="Which?", answers=["red"]) for n in range(8)]
 TRAIN_ONLY = msgspec.structs.replace(SETTINGS, evaluation=EvaluationSettings(before=False, after=False))
