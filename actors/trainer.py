@@ -177,8 +177,11 @@ class Trainer(Actor):
         if is_last:
             # Evaluation begins when the last version appears: that step must not be lost again.
             await self._checkpointer.commit(self._step, closed.snapshot)
+            await self.platform.fault("trainer.last_checkpoint")
         await self._publish(parent, changed=done is not None and not done.skipped)
-        if not is_last and self._checkpointer.is_due(self._step):
+        if is_last:
+            await self.platform.fault("trainer.done")
+        elif self._checkpointer.is_due(self._step):
             await self._checkpointer.begin(self._step, closed.snapshot)
 
     @property
