@@ -17,7 +17,7 @@ class Scale:
 
     groups_per_step: int = 4
     group_size: int = 8
-    least_steps: int = 20
+    least_steps: int = 16
     steps_per_fault: float = 2.4
     questions: int = 200
     eta: int = 4
@@ -39,7 +39,7 @@ SMOKE = Scale(
     group_size=4,
     eta=2,
     least_steps=8,
-    steps_per_fault=2.0,
+    steps_per_fault=4.0,
     questions=4,
     warmstart_steps=40,
     warmstart_tokens=512,
