@@ -55,7 +55,7 @@ async def test_a_killed_actor_has_to_be_ready_and_then_to_work(injector: Injecto
     watch = injector.watch
     recovered = injector._recovery(Fault(0, "kill_engine", 0, 0.0), "engine-0", 7, from_ns=100)
     await watch.saw(tokens("engine-0", 150))
-    await watch.heard(beat("engine-0", 7, 160))
+    await watch.heard(beat("engine-0", 7, 140))
     assert not recovered(), "that was the process before"
     await watch.heard(beat("engine-0", 8, 170, "starting"))
     assert not recovered()
