@@ -10,7 +10,7 @@ from actors.runtime.bus import Incoming, Stored
 from actors.runtime.engines import EngineDirectory
 from actors.runtime.episode_run import TICK_S, EpisodeRun
 from actors.runtime.held_trace import Abandoned
-from asearch.agents.episode import EpisodeState, FactError, GenerateRequest
+from asearch.agents.episode import EpisodeState, GenerateRequest
 from asearch.agents.recorded import start_of
 from asearch.agents.registry import make_agent
 from asearch.errors import BusError, EngineError
@@ -164,9 +164,12 @@ class Driver(Actor):
         try:
             try:
                 await run.run(state)
-            except FactError as error:
+            except (Abandoned, BusError):
+                raise
+            except Exception as error:
+                # Whatever one episode fails of must not end the driver, and with it all others.
                 self.log.exception("episode cannot go on", episode=episode)
-                await run.die("poison", str(error))
+                await run.die("poison", f"{type(error).__name__}: {error}")
             self._n_done += 1
         except Abandoned as error:
             self._n_abandoned += 1

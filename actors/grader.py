@@ -1,6 +1,9 @@
 """Grades finished episodes: reads `EpisodeFinished` and the answer key, writes the episode's one outcome."""
 
+from math import isfinite
+
 from actors.runtime.actor import Actor, Context
+from actors.runtime.appends import last_fact
 from actors.runtime.bus import Stored
 from actors.runtime.outcomes import append_outcome, dead, dropped, identity
 from asearch.errors import BlobMissingError, GradingError
@@ -64,6 +67,8 @@ class Grader(Actor):
                 generated = decode_generated(await self.bus.get_blob(event.generated_blob))
             record = GradeRecord(generations=generated, answer=event.answer, tool_log=event.tool_log)
             reward = grade(record, key, self._config)
+            if not all(map(isfinite, (reward.value, *(each for item in reward.items for each in (item.value, item.weight))))):
+                raise GradingError(f"the reward of the task {event.task!r} is not a finite number: {reward}")
         except GradingError as error:
             return dropped(event, at_ns, "grader_outage", str(error))
         except BlobMissingError as error:
@@ -86,10 +91,10 @@ class Grader(Actor):
 
     async def _key(self, task: str) -> AnswerKey:
         if task not in self._keys:
-            stored = await self.bus.get_last(AnswerKeyStored, key_token(task))
-            if stored is None or not isinstance(stored.event, AnswerKeyStored):
+            found = await last_fact(self.bus, AnswerKeyStored, key_token(task))
+            if found is None:
                 raise GradingError(f"the answer key of task {task!r} is not in the plan")
             if len(self._keys) >= MAX_KEYS:
                 self._keys.clear()
-            self._keys[task] = stored.event.key
+            self._keys[task] = found.key
         return self._keys[task]

@@ -94,13 +94,16 @@ class Recorder(Actor):
         outcome = stored.event
         if isinstance(outcome, EpisodeGraded | EpisodeDropped | EpisodeDead) and outcome.episode not in self._archived:
             await self._archive(stored.sequence, outcome)
+        elif outcome is None:
+            await self.is_fact(stored)
         self._outcome_sequence = stored.sequence
 
     async def _follow_trace(self) -> None:
         async with aclosing(self.bus.read("trace")) as reader:
             async for stored in reader:
                 episode = stored.key[-1]
-                if episode not in self._archived:
+                # A message that is no fact goes to DEAD: it is in no archive, and holds up no purge.
+                if await self.is_fact(stored) and episode not in self._archived:
                     self._facts.setdefault(episode, []).append(stored)
                 async with self._trace_moved:
                     self._trace_sequence = stored.sequence
@@ -139,9 +142,9 @@ class Recorder(Actor):
 
     async def _follow_checkpoints(self) -> None:
         before: int | None = None
-        async with aclosing(self.bus.read("policy", events=(CheckpointCommitted,))) as reader:
+        async with aclosing(self.bus.read("policy")) as reader:
             async for stored in reader:
-                if isinstance(stored.event, CheckpointCommitted):
+                if await self.is_fact(stored) and isinstance(stored.event, CheckpointCommitted):
                     if before is not None:
                         await self._purge_blobs(min(before, stored.event.watermark))
                     before = stored.event.watermark

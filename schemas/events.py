@@ -429,6 +429,17 @@ class EventRefused(Event, tag="event_refused", frozen=True, kw_only=True):
     """How many bytes the message had; 0 where that is not known."""
 
 
+class EventRequeued(Event, tag="event_requeued", frozen=True, kw_only=True):
+    """Refused bytes were appended to their subject again by somebody who had mended what refused them."""
+
+    stream: str
+    """As in `EventRefused`."""
+    sequence: Count
+    """As in `EventRefused`."""
+    requeued: Count
+    """Where the same bytes stand now, in the same stream."""
+
+
 AnyEvent = (
     RunStarted
     | GroupAdmitted
@@ -451,6 +462,7 @@ AnyEvent = (
     | CheckpointCommitted
     | BlobStored
     | EventRefused
+    | EventRequeued
 )
 AnyOutcome = EpisodeGraded | EpisodeDropped | EpisodeDead
 TraceFact = EpisodeTaken | TokensGenerated | ToolRequested | ToolReturned | DeadlineNeared | EpisodeFinished
@@ -472,6 +484,7 @@ __all__ = [
     "EvaluationFolded",
     "Event",
     "EventRefused",
+    "EventRequeued",
     "GroupAdmitted",
     "GroupVerdict",
     "HeldFact",

@@ -39,6 +39,8 @@ class Stream:
 class Fact:
     """Where an event goes: stream, noun and verb; who may write it; what the tokens of its key are.
 
+    `operator` stands for a person at the command line, who may do everything.
+
     A `conditional` append compares the last sequence, and its writer may have to read the stream back.
     """
 
@@ -142,6 +144,7 @@ TOPOLOGY = Topology(
             ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder"),
             ("stream", "sequence"),
         ),
+        Fact(events.EventRequeued, "dead", "event", "requeued", ("operator",), ("stream", "sequence"), conditional=False),
     ),
     consumers=(
         Consumer("driver", "plan", "driver", (events.EpisodeRequested,), max_ack_pending=1024),
@@ -156,11 +159,11 @@ TOPOLOGY = Topology(
         Reader("driver", "blobs", in_order=False),
         Reader("driver", "outcomes", in_order=False),
         Reader("engine", "policy"),
-        Reader("grader", "plan", (events.AnswerKeyStored,), in_order=False),
-        Reader("grader", "blobs", (events.BlobStored,), in_order=False),
+        Reader("grader", "plan", in_order=False),
+        Reader("grader", "blobs", in_order=False),
         Reader("trainer", "outcomes"),
         Reader("trainer", "policy"),
-        Reader("trainer", "blobs", (events.BlobStored,), in_order=False),
+        Reader("trainer", "blobs", in_order=False),
         Reader("recorder", "plan", (events.EpisodeRequested, events.PlanFolded), in_order=False),
         Reader("recorder", "trace"),
         Reader("recorder", "outcomes"),

@@ -13,6 +13,7 @@ COMMANDS = {
     "status": "actors.cli.status",
     "train": "actors.cli.train",
     "audit": "actors.cli.audit",
+    "dead": "actors.cli.dead",
     "world": "actors.cli.world",
     "warmstart": "actors.cli.warmstart",
     "bench": "actors.cli.bench",

@@ -32,6 +32,8 @@ DRAIN_TIMEOUTS_S = {"trainer": 30.0}
 MAX_DELIVERIES = 5
 """Deliveries of one fact that may fail for an unexpected reason before it is dead."""
 RETRY_DELAY_S = 1.0
+MAX_BURIALS = 32
+"""Refused messages on their way to DEAD at once, of one actor that reads in order."""
 
 
 def drain_timeout_s(kind: str) -> float:
@@ -74,6 +76,7 @@ class Actor(ABC):
         self._stopping = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._burials = asyncio.Semaphore(MAX_BURIALS)
         self.n_buried = 0
         self.n_dead_lost = 0
 
@@ -158,6 +161,7 @@ class Actor(ABC):
             if queue is not None:
                 await queue.drain(drain_s)
             await self.drain()
+            await self._finish_burials()
 
     def become(self, state: str, waiting_for: str = "") -> None:
         """Change the state that heartbeats report; said at once, not at the next beat."""
@@ -255,10 +259,20 @@ class Actor(ABC):
             self.n_dead_lost += 1
 
     async def is_fact(self, stored: Stored) -> bool:
-        """Whether a message that was read is a fact; one that is not goes to DEAD. For actors that read a stream in order."""
-        if stored.event is None:
-            await self.bury(stored, stored.malformed or "malformed")
-        return stored.event is not None
+        """Whether a message that was read is a fact; one that is not goes to DEAD. For actors that read a stream in order.
+
+        Burials go on beside the reading, at most MAX_BURIALS at once: one after the other they would hold it up.
+        """
+        if stored.event is not None:
+            return True
+        await self._burials.acquire()
+        burying = self.spawn(self.bury(stored, stored.malformed or "malformed"), f"bury {stored.stream} {stored.sequence}")
+        burying.add_done_callback(lambda _: self._burials.release())
+        return False
+
+    async def _finish_burials(self) -> None:
+        for _ in range(MAX_BURIALS):
+            await self._burials.acquire()
 
     async def _keep(self, delivery: Delivery) -> None:
         """Tell the broker that the fact is being worked on, three times per acknowledgement wait."""

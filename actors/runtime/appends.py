@@ -1,6 +1,7 @@
-"""Conditional appends that a message nobody can read does not stop."""
+"""Conditional appends and look-ups that a message nobody can read does not stop."""
 
 from contextlib import aclosing
+from typing import TypeVar
 
 import msgspec
 
@@ -9,6 +10,7 @@ from asearch.errors import ConflictError
 from schemas.events import Event
 from schemas.topology import fact_of
 
+FactType = TypeVar("FactType", bound=Event)
 MAX_PASSES = 16
 """How often an append may be refused because of further malformed messages before it fails."""
 
@@ -34,6 +36,15 @@ async def append_past_malformed(bus: Bus, event: Event, *key: str, expected: int
                 offered = msgspec.structs.replace(event, id=f"{event.id}-after-{expected}")
             else:
                 raise
+
+
+async def last_fact(bus: Bus, kind: type[FactType], *key: str) -> FactType | None:
+    """The newest fact of one type under one key, whatever malformed messages follow it."""
+    stored = await bus.get_last(kind, *key)
+    if stored is not None and stored.event is None:
+        under_key = await bus.read_key(fact_of(kind).stream, *key)
+        stored = next((each for each in reversed(under_key) if isinstance(each.event, kind)), None)
+    return stored.event if stored is not None and isinstance(stored.event, kind) else None
 
 
 async def _after(bus: Bus, stream: str, key: tuple[str, ...], expected: int, scope: Scope) -> list[Stored]:

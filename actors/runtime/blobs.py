@@ -4,6 +4,7 @@ import asyncio
 
 import xxhash
 
+from actors.runtime.appends import append_past_malformed, last_fact
 from actors.runtime.bus import Bus
 from asearch.errors import BlobMissingError, ConflictError
 from schemas.events import BlobStored
@@ -11,12 +12,18 @@ from schemas.records import BlobRef
 from schemas.topology import CHUNK_BYTES
 
 PARALLEL_CHUNKS = 4
+MAX_BLOB_BYTES = 1 << 30
+"""A reference to more is taken for damaged."""
+
+
+def _n_chunks(size_bytes: int) -> int:
+    return max(1, -(-size_bytes // CHUNK_BYTES))
 
 
 async def put_blob(bus: Bus, episode: str, data: bytes) -> BlobRef:
     """Store a payload. A chunk that is there already is left as it is: the subject holds the hash of the whole."""
     digest = xxhash.xxh3_128_hexdigest(data)
-    n_chunks = max(1, -(-len(data) // CHUNK_BYTES))
+    n_chunks = _n_chunks(len(data))
     ref = BlobRef(episode=episode, hash=digest, size_bytes=len(data), n_chunks=n_chunks)
     if n_chunks == 1:
         await _put_chunk(bus, ref, 0, data)
@@ -44,13 +51,15 @@ async def _put_chunk(bus: Bus, ref: BlobRef, index: int, data: bytes) -> None:
         data=data,
     )
     try:
-        await bus.append(event, ref.episode, ref.hash, str(index), expected=0)
+        await append_past_malformed(bus, event, ref.episode, ref.hash, str(index), expected=0)
     except ConflictError:
         return
 
 
 async def get_blob(bus: Bus, ref: BlobRef) -> bytes:
     """Read a payload and verify it. Raises BlobMissingError."""
+    if ref.size_bytes > MAX_BLOB_BYTES or ref.n_chunks != _n_chunks(ref.size_bytes):
+        raise BlobMissingError(f"{ref.n_chunks} chunks cannot hold the {ref.size_bytes} bytes of blob {ref.hash}")
     if ref.n_chunks == 1:
         data = await _get_chunk(bus, ref, 0)
     else:
@@ -72,9 +81,9 @@ async def get_blob(bus: Bus, ref: BlobRef) -> bytes:
 
 
 async def _get_chunk(bus: Bus, ref: BlobRef, index: int) -> bytes:
-    stored = await bus.get_last(BlobStored, ref.episode, ref.hash, str(index))
-    if stored is None or not isinstance(stored.event, BlobStored):
+    event = await last_fact(bus, BlobStored, ref.episode, ref.hash, str(index))
+    if event is None:
         raise BlobMissingError(
             f"chunk {index} of {ref.n_chunks} of blob {ref.hash} of episode {ref.episode} is not stored: it was purged or lost"
         )
-    return stored.event.data
+    return event.data

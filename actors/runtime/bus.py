@@ -162,6 +162,10 @@ class Bus(Protocol):
         """
         ...
 
+    async def append_bytes(self, subject: str, data: bytes, message_id: str) -> int:
+        """Store bytes as they are on a subject of a stream, unconditionally: for what was refused and is offered again."""
+        ...
+
     def read(
         self,
         stream: str,

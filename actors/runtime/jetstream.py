@@ -99,6 +99,10 @@ class JetStreamBus(Bus):
         await self.platform.fault("bus.appended")
         return ack.seq
 
+    async def append_bytes(self, subject: str, data: bytes, message_id: str) -> int:
+        ack, _ = await self._publisher.publish(subject, data, header_block(Nats_Msg_Id=message_id), APPEND_TIMEOUT_S)
+        return ack.seq
+
     async def _own_append(self, target: Route, event_id: str, data: bytes, expected: int, scope: Scope) -> int | None:
         """The sequence of exactly this message if it follows `expected`: an earlier try has succeeded unnoticed."""
         if scope is Scope.STREAM:

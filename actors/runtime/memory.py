@@ -136,6 +136,12 @@ class MemoryBus(Bus):
             return there.sequence
         return None
 
+    async def append_bytes(self, subject: str, data: bytes, message_id: str) -> int:
+        stream = subject.split(".")[2]
+        record = Record(subject, 0, data, message_id, self.platform.now_ns(), None)
+        target = Route(stream, subject, "")
+        return (await self._publish(target, record, None, Scope.KEY, APPEND_TIMEOUT_S))[0]
+
     async def read(
         self,
         stream: str,
