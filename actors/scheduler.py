@@ -12,9 +12,9 @@ from contextlib import aclosing
 import msgspec
 
 from actors.runtime.actor import Actor, Context
-from actors.runtime.appends import append_past_malformed
 from actors.runtime.bus import Incoming, Scope, Stored
 from actors.runtime.outcomes import append_outcome, dropped
+from actors.runtime.patience import append_patiently
 from actors.runtime.room import NEVER_PURGED, Room
 from asearch.configuration.loading import recipe_hash
 from asearch.data.samplers import EpochSampler
@@ -226,7 +226,14 @@ class Scheduler(Actor):
     async def _append_now(self, event: Event, *key: str) -> None:
         before = self._last_plan
         try:
-            self._last_plan = await append_past_malformed(self.bus, event, *key, expected=before, scope=Scope.STREAM)
+            self._last_plan = await append_patiently(
+                self.bus,
+                event,
+                *key,
+                expected=before,
+                scope=Scope.STREAM,
+                waits_for=lambda why: self.become(self.state, why),
+            )
             self._ended = self._ended or isinstance(event, RunEnded)
         except ConflictError as error:
             raise SecondSchedulerError(

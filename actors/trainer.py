@@ -50,7 +50,7 @@ class Trainer(Actor):
         self._weights_dir = weights_dir
         self._root = context.run_dir / "checkpoints"
         self._hash = recipe_hash(context.settings)
-        self._journal = PolicyJournal(self.bus, MODEL)
+        self._journal = PolicyJournal(self.bus, MODEL, lambda why: self.become(self.state, why))
         self._feed: BatchFeed | None = None
         self._checkpointer: Checkpointer | None = None
         self._publisher: Publisher | None = None

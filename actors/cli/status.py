@@ -10,6 +10,7 @@ import uvloop
 
 from actors.cli.plain import phase_of
 from actors.cli.screen import Drawing, Frame
+from actors.runtime.broker_watch import store_trouble
 from actors.runtime.following import View, follow
 from actors.runtime.jetstream import connect
 from actors.runtime.local_run import actors_of
@@ -30,7 +31,7 @@ PREPARING = "preparing"
 def status(run: str | None, root: Path, as_json: bool) -> None:
     """Show every actor with its state.
 
-    Exit status: 0 all actors ready, 1 some actor is not, 3 no run is live, 2 no such run.
+    Exit status: 0 all actors ready, 1 some actor is not or the broker cannot store, 3 no run is live, 2 no such run.
     """
     content = _choose(Workspace(root), run)
     if content is None or not is_live(content):
@@ -40,19 +41,22 @@ def status(run: str | None, root: Path, as_json: bool) -> None:
     if not content.corpus_url:
         _show_preparation(content, as_json=as_json)
         sys.exit(1)
+    trouble = store_trouble(Workspace(root).broker_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         view = runner.run(_listen(content))
     states = _states(content, view)
     if as_json:
-        click.echo(_json(content, phase_of(view.report), states))
+        click.echo(_json(content, phase_of(view.report), states, trouble))
     else:
         _show(content, view, states)
-    sys.exit(0 if all(state == "ready" for state, _ in states.values()) else 1)
+        if trouble is not None:
+            click.echo(trouble)
+    sys.exit(0 if trouble is None and all(state == "ready" for state, _ in states.values()) else 1)
 
 
-def _json(content: RunFile, phase: str, states: dict[str, tuple[str, str]]) -> str:
+def _json(content: RunFile, phase: str, states: dict[str, tuple[str, str]], trouble: str | None = None) -> str:
     actors = {name: {"state": state, "waiting_for": waits} for name, (state, waits) in states.items()}
-    return msgspec.json.encode({"live": True, "run": content.run, "phase": phase, "actors": actors}).decode()
+    return msgspec.json.encode({"live": True, "run": content.run, "phase": phase, "actors": actors, "broker": trouble}).decode()
 
 
 def _show_preparation(content: RunFile, *, as_json: bool) -> None:

@@ -11,20 +11,20 @@ from pathlib import Path
 
 from actors.runtime.actor import drain_timeout_s
 from actors.runtime.broker import free_port
+from actors.runtime.broker_watch import BrokerWatch
 from actors.runtime.bus import Bus
 from actors.runtime.jetstream import connect
 from actors.runtime.platform import Platform
 from actors.runtime.prepare import Prepared, prepare
 from actors.runtime.run_files import RUN_FILE, RunFile, write_run_file
-from actors.runtime.supervisor import MAX_RESTARTS, PERIOD_S, ChildSpec, Intensity, Supervisor, tail
+from actors.runtime.supervisor import MAX_RESTARTS, ChildSpec, Supervisor
 from actors.runtime.workspace import Process, Workspace
 from asearch.configuration.settings import Settings
-from asearch.errors import AsearchError, BusError, ConfigError
+from asearch.errors import AsearchError, ConfigError
 from schemas.events import RunEnded
 
 GRACE_S = 5.0
 """What an actor may take beside its drain, from SIGTERM to its end."""
-WATCH_S = 0.5
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 MIN_SHARED_BYTES = 1 << 30
 Say = Callable[[str], None]
@@ -124,28 +124,16 @@ class LocalRun:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
-                watch = tasks.create_task(self._watch_broker(), name="watch broker")
+                broker = BrokerWatch(self.workspace, self.platform, self.say, self._settle_broker, self.max_restarts)
+                watch = tasks.create_task(broker.run(), name="watch broker")
                 stack.callback(watch.cancel)
                 await self.supervisor.run(self.children())
         except* AsearchError as group:
             raise group.exceptions[0] from None
 
-    async def _watch_broker(self) -> None:
-        """Start a broker that died again: its streams are on disk, and every actor reconnects."""
-        intensity = Intensity(self.max_restarts)
-        log_path = self.workspace.broker_folder / "nats.log"
-        while True:
-            await self.platform.sleep(WATCH_S)
-            try:
-                if not await self.workspace.revive_broker(self.platform):
-                    continue
-            except BusError as error:
-                raise BusError(f"the broker died and cannot be started again: {error}") from error
-            self.say("the broker had died and was started again")
-            if intensity.exceeded(self.platform.monotonic()):
-                raise BusError(
-                    f"the broker died more than {self.max_restarts} times in {PERIOD_S:g} s; its log:\n{tail(log_path)}"
-                )
+    async def _settle_broker(self) -> None:
+        if self.bus is not None:
+            await self.workspace.ensure_streams(self.bus)
 
     async def until_ended(self) -> RunEnded:
         """Wait for the end of the run."""

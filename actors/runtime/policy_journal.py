@@ -6,10 +6,11 @@ claim went back before.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 
-from actors.runtime.appends import append_past_malformed
 from actors.runtime.bus import Bus, Stored
+from actors.runtime.patience import append_patiently
 from asearch.errors import ConflictError, SecondTrainerError
 from asearch.training.checkpoints import version_of
 from schemas.events import CheckpointCommitted, Event, PolicyPublished, StepTrained, TrainerClaimed
@@ -21,8 +22,10 @@ ADVICE = "This trainer stops and publishes nothing more; start one trainer per r
 class PolicyJournal:
     """POLICY of one model, as its trainer sees and writes it."""
 
-    def __init__(self, bus: Bus, model: str) -> None:
+    def __init__(self, bus: Bus, model: str, waits_for: Callable[[str], None]) -> None:
+        """`waits_for` hears what keeps an append from being stored, "" when it is over."""
         self._bus = bus
+        self._waits_for = waits_for
         self._model = model
         self._last = 0
         self._turn = asyncio.Lock()
@@ -66,7 +69,7 @@ class PolicyJournal:
         """Store a fact. Raises SecondTrainerError if anybody else has written since this journal was read or written."""
         async with self._turn:
             try:
-                self._last = await append_past_malformed(self._bus, event, self._model, expected=self._last)
+                self._last = await append_patiently(self._bus, event, self._model, expected=self._last, waits_for=self._waits_for)
             except ConflictError as error:
                 await self.check()
                 raise SecondTrainerError(f"another trainer writes the journal of {self._model}: {error}. {ADVICE}") from error

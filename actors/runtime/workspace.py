@@ -165,6 +165,16 @@ class Workspace:
             self._write_broker(msgspec.structs.replace(BrokerFile.of(started), users=found.users))
             return True
 
+    async def restart_broker(self, platform: Platform) -> None:
+        """Stop the broker, if it runs, and start it on its port and its data; for one that cannot write. Raises BusError."""
+        async with self._locked():
+            found = self._read_broker()
+            if found is None:
+                return
+            await found.process.end(STOP_TIMEOUT_S)
+            started = await start_broker(self.broker_folder, platform, port=found.port)
+            self._write_broker(msgspec.structs.replace(BrokerFile.of(started), users=found.users))
+
     async def ensure_streams(self, bus: Bus) -> None:
         """Create or update a run's streams and queues, and make sure that a power cut does not take them away."""
         await bus.ensure_topology()
