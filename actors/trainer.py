@@ -152,8 +152,8 @@ class Trainer(Actor):
             batch = await self._feed.batches.get()
             idle_s = self.platform.monotonic() - begun_s
             self._idle_s += idle_s
-            # A step is one unit: cancelling it half way would leave the rank ahead of the journal.
-            self._step_under_way = asyncio.create_task(self._train(batch, idle_s), name=f"step {batch.closed.step}")
+            # A step is one unit: being asked to stop half way must not leave the rank ahead of the journal. `drain` waits for it.
+            self._step_under_way = self.spawn(self._train(batch, idle_s), f"step {batch.closed.step}")
             await asyncio.shield(self._step_under_way)
             self._train_s += self.platform.monotonic() - begun_s - idle_s
 

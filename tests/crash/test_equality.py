@@ -29,8 +29,8 @@ CHAINS = {
         "trainer.step_asked:1:rank",
         "trainer.updated:2",
         "trainer.recorded:1",
-        "trainer.published:3",
         "trainer.export_asked:2:rank",
+        "trainer.done:1",
     ],
     "checkpoint": [
         "trainer.checkpoint_asked:1",
@@ -44,7 +44,7 @@ CHAINS = {
         "trainer.checkpoints_pruned:1",
         "trainer.exported:2",
         "trainer.last_checkpoint:1",
-        "trainer.done:1",
+        "trainer.published:1",
     ],
 }
 """20 crash points: each is met by the life that resumes after the one before it."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from actors.cli.auditing.closing import Judged
 from actors.cli.auditing.evidence import Checkpoint, Evidence, Rules
 from actors.cli.auditing.problems import Problems
-from schemas.events import CheckpointCommitted, Event, PolicyPublished, StepTrained, TrainerClaimed
+from schemas.events import CheckpointCommitted, PolicyPublished, StepTrained, TrainerClaimed
 from schemas.records import Interval, Version
 
 
@@ -18,16 +18,6 @@ def standing_steps(evidence: Evidence) -> list[StepTrained]:
         elif isinstance(event, StepTrained):
             steps[event.step] = event
     return [steps[number] for number in sorted(steps)]
-
-
-def n_steps_repeated(policy: Iterable[tuple[int, Event]]) -> int:
-    """How many steps were trained again after a claim had made them void: the price of restarts."""
-    n_repeated = n_reached = 0
-    for _, event in policy:
-        if isinstance(event, StepTrained):
-            n_repeated += event.step < n_reached
-            n_reached = max(n_reached, event.step + 1)
-    return n_repeated
 
 
 def check_versions(evidence: Evidence, problems: Problems) -> None:
