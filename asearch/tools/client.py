@@ -17,7 +17,8 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Bounds on every call."""
 
     n_concurrent: int = 32
-    attempts: int = 4
+    attempts: int = 6
+    """With the pauses between them they outlast a server that is started again."""
     timeout_s: float = 20.0
     """Per attempt."""
     backoff_s: float = 0.25

@@ -18,12 +18,12 @@ class Scale:
     groups_per_step: int = 4
     group_size: int = 8
     least_steps: int = 16
-    steps_per_fault: float = 2.4
+    steps_per_fault: float = 2.5
     questions: int = 200
     eta: int = 4
     warmstart_steps: int | None = None
     warmstart_tokens: int | None = None
-    latency_s: float = 4.0
+    latency_s: float = 2.0
     lr: float = 2e-5
     lease_s: float = 8.0
     entities: int = 64
@@ -71,7 +71,7 @@ def settings_of(scale: Scale, seed: int, n_faults: int) -> Settings:
         "actors.drivers": 2,
         "engine.count": scale.n_engines,
         "trainer.lr": scale.lr,
-        "tools.deadline_s": 10.0 * scale.latency_s,
+        "tools.deadline_s": 15.0 * scale.latency_s,
         "tools.latency.distribution": "lognormal",
         "tools.latency.mean_s": scale.latency_s,
         "tools.latency.shape": 0.5,

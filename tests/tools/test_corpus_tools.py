@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
@@ -101,7 +102,12 @@ async def test_failures_are_tried_again_and_then_succeed():
 
 @pytest.mark.parametrize(
     ("status", "body", "kind", "n_wanted"),
-    [(503, "", "retryable", 4), (400, "no", "permanent", 1), (200, "not json", "retryable", 1), (200, "{}", "retryable", 1)],
+    [
+        (503, "", "retryable", ClientLimits().attempts),
+        (400, "no", "permanent", 1),
+        (200, "not json", "retryable", 1),
+        (200, "{}", "retryable", 1),
+    ],
 )
 async def test_errors_have_kinds(status: int, body: str, kind: str, n_wanted: int):
     n_calls = 0
@@ -122,6 +128,19 @@ async def test_a_server_that_is_gone_is_retryable(unused_tcp_port: int):
         client = client_of(f"http://127.0.0.1:{unused_tcp_port}", session)
         assert (await SearchTool(client).call({"query": "x"}, deadline_s=10)).error == "retryable"
         assert (await AccessTool(client).call({"url": "/page/1"}, deadline_s=10)).error == "retryable"
+
+
+async def test_a_call_outlasts_a_server_that_is_started_again(unused_tcp_port: int):
+    slept_s: list[float] = []
+
+    async def sleep(delay_s: float) -> None:
+        slept_s.append(delay_s)
+
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{unused_tcp_port}"
+        client = CorpusClient(url, session, sleep=sleep, now_ns=time.monotonic_ns, limits=ClientLimits())
+        assert (await SearchTool(client).call({"query": "x"}, deadline_s=10)).error == "retryable"
+    assert sum(slept_s) > 5.0, "a server takes a few seconds until it listens again"
 
 
 async def test_a_slow_server_times_out_by_attempt_and_by_deadline():
