@@ -95,15 +95,27 @@ async def test_a_loss_is_made_good_without_an_append_of_its_own(scene: Scene) ->
     assert trace.n_reconciled == 1
 
 
-async def test_a_driver_that_slept_through_a_takeover_abandons(scene: Scene) -> None:
+@pytest.mark.parametrize("n_facts", [0, 3])
+async def test_a_driver_that_slept_through_a_takeover_abandons(scene: Scene, n_facts: int) -> None:
     sleeper = await scene.held(2)
     heir = HeldTrace(scene.bus, "e1")
     await heir.take(taken(1, "b"), await heir.read())
+    for n in range(n_facts):
+        await heir.append(fact(10 + n, 1, "b"))
     with pytest.raises(Abandoned, match="another driver"):
         await sleeper.append(fact(2))
     await heir.append(fact(2, 1, "b"))
-    assert len(await scene.stored()) == 5
+    assert len(await scene.stored()) == 5 + n_facts
     assert heir.n_reconciled == 0
+
+
+async def test_an_own_prefix_with_a_strangers_facts_behind_it_is_abandoned(scene: Scene) -> None:
+    """All that this driver knows is there, and more: it is not the holder."""
+    sleeper = await scene.held(2)
+    heir = HeldTrace(scene.bus, "e1")
+    await heir.take(taken(1, "b"), await heir.read())
+    with pytest.raises(Abandoned):
+        await sleeper.reconcile()
 
 
 @pytest.mark.parametrize("first", ["sleeper", "heir"])
