@@ -1,6 +1,5 @@
 """The bus in memory: the same contract without a broker process, for the simulation and for tests."""
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
@@ -25,6 +24,7 @@ from schemas.records import BlobRef
 log = logging.getLogger(__name__)
 
 IN_DOUBT_RETRY_S = 5.0
+REPEAT_S = 0.1
 
 
 class MemoryBus(Bus):
@@ -69,7 +69,7 @@ class MemoryBus(Bus):
         """Take the time that the broker's faults give the action; yields in any case."""
         await self.platform.sleep(self.broker.faults.delay_s(action, subject))
 
-    def answer(self, subject: str, effect: Callable[[], None], *, may_be_lost: bool = True) -> None:
+    def answer(self, subject: str, effect: Callable[[], None], may_be_lost: bool) -> None:
         """Send an acknowledgement; the broker acts on it when it arrives, if it does."""
         if may_be_lost and self.broker.faults.lose_ack(subject):
             return
@@ -278,34 +278,22 @@ class MemoryBus(Bus):
         timeout_s: float,
         traceparent: str | None = None,
     ) -> Message:
-        self._wire.check_open()
         target = core_target(self.run, message, key, subject)
         data = encode(message)
-        inbox = f"_INBOX.{self.platform.new_id()}"
-        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-
-        def offer() -> None:
-            listeners = self.broker.listeners(target)
-            if not listeners:
-                resolve(None)
-            for listener in listeners:
-                listener.offer((target, inbox, data, traceparent))
-
-        def resolve(answer: bytes | None) -> None:
-            if not future.done() and self.is_connected:
-                future.set_result(answer)
-
-        self.broker.replies[inbox] = resolve
-        try:
-            async with asyncio.timeout(timeout_s):
-                self._wire.send("core", target, offer)
-                answer = await future
-        except TimeoutError:
-            raise RequestTimeoutError(f"no answer on {target} within {timeout_s:g} s") from None
-        finally:
-            self.broker.replies.pop(inbox, None)
-        if answer is None:
-            raise NoResponderError(f"nobody listens on {target}")
+        deadline_s = self.platform.monotonic() + timeout_s
+        while True:
+            self._wire.check_open()
+            left_s = deadline_s - self.platform.monotonic()
+            if left_s <= 0:
+                raise RequestTimeoutError(f"no answer on {target} within {timeout_s:g} s")
+            try:
+                answer = await self._wire.exchange_core(target, data, left_s, traceparent)
+                break
+            except (Unanswered, NoResponderError):
+                # A broker restart loses no request: it is asked again when all are back.
+                if not self._wire.is_settling:
+                    raise
+            await self.platform.sleep(REPEAT_S)
         try:
             return decode_message(answer)
         except MalformedError as error:
@@ -314,8 +302,7 @@ class MemoryBus(Bus):
 
     async def _reply(self, subject: str, data: bytes) -> None:
         def deliver() -> None:
-            resolve = self.broker.replies.get(subject)
-            if resolve is not None:
+            if (resolve := self.broker.replies.get(subject)) is not None:
                 resolve(data)
 
         self._wire.send("core", subject, deliver)

@@ -36,6 +36,12 @@ class Faults:
         """Whether a queued fact is delivered to two handlers at once."""
         return False
 
+    def redelivered(self, subject: str) -> None:
+        """A queued fact is delivered again; for counting."""
+
+    def acked_late(self, subject: str) -> None:
+        """A delivery was acknowledged although a later one had begun, and the broker took it; for counting."""
+
 
 class Connection(Protocol):
     """What the broker knows of a bus."""
@@ -77,6 +83,14 @@ class MemoryBroker:
     def later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         """Call back in the broker's own context: what it does must not depend on whose message it works on."""
         return asyncio.get_running_loop().call_later(delay_s, callback, context=self._context)
+
+    def redelivers(self, subject: str) -> None:
+        """Told of every further delivery of a message."""
+        self.faults.redelivered(subject)
+
+    def takes_late_ack(self, subject: str) -> None:
+        """Told of an ack of a delivery that was followed by another one."""
+        self.faults.acked_late(subject)
 
     def delivers_twice(self, subject: str) -> bool:
         """Whether a fault delivers this message to two handlers."""

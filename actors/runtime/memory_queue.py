@@ -28,6 +28,14 @@ class Broker(Protocol):
         """Call back in the broker's own context."""
         ...
 
+    def redelivers(self, subject: str) -> None:
+        """Told of every further delivery of a message."""
+        ...
+
+    def takes_late_ack(self, subject: str) -> None:
+        """Told of an ack of a delivery that was followed by another one."""
+        ...
+
     def delivers_twice(self, subject: str) -> bool:
         """Whether a fault delivers this message to two handlers."""
         ...
@@ -111,6 +119,7 @@ class MemoryQueue:
             del self.outstanding[held.record.sequence]
             return None
         held.n_delivered += 1
+        self._broker.redelivers(held.record.subject)
         return held
 
     def _start(self, held: Outstanding) -> None:
@@ -159,11 +168,13 @@ class MemoryQueue:
         self.again.append(held.record.sequence)
         self.dispatch()
 
-    def settle(self, sequence: int) -> None:
+    def settle(self, sequence: int, n_delivered: int) -> None:
         """Never deliver again. The ack of an earlier delivery counts too."""
         held = self.outstanding.pop(sequence, None)
         if held is not None and held.timer is not None:
             held.timer.cancel()
+        if held is not None and n_delivered < held.n_delivered:
+            self._broker.takes_late_ack(held.record.subject)
         self.dispatch()
 
     def _forget_after(self, last_sequence: int) -> None:
@@ -190,7 +201,12 @@ class Client(Protocol):
         """Whether the broker hears it."""
         ...
 
-    def answer(self, subject: str, effect: Callable[[], None], *, may_be_lost: bool = True) -> None:
+    @property
+    def n_reconnects(self) -> int:
+        """How often it was lost and made again."""
+        ...
+
+    def answer(self, subject: str, effect: Callable[[], None], may_be_lost: bool) -> None:
         """Send an acknowledgement; the broker acts on it when it arrives, if it does."""
         ...
 
@@ -204,27 +220,29 @@ class Client(Protocol):
 
 
 class MemoryDelivery:
-    """One delivery."""
+    """One delivery. It is answered over the connection on which it came, or not at all: after a lost tail its sequence may be
+    another fact's."""
 
-    __slots__ = ("_client", "_queue", "n_delivered", "stored")
+    __slots__ = ("_client", "_connection", "_queue", "n_delivered", "stored")
 
     def __init__(self, client: Client, queue: MemoryQueue, stored: Stored, n_delivered: int) -> None:
         self._client = client
+        self._connection = client.n_reconnects
         self._queue = queue
         self.stored = stored
         self.n_delivered = n_delivered
 
     async def ack(self) -> None:
         """The work is done."""
-        self._client.answer(self.stored.subject, lambda: self._queue.settle(self.stored.sequence))
+        self._answer(lambda: self._queue.settle(self.stored.sequence, self.n_delivered), may_be_lost=True)
 
     async def nak(self, delay_s: float = 0.0) -> None:
         """Deliver again after the delay."""
-        self._client.answer(self.stored.subject, lambda: self._queue.give_back(self.stored.sequence, delay_s), may_be_lost=False)
+        self._answer(lambda: self._queue.give_back(self.stored.sequence, delay_s))
 
     async def in_progress(self) -> None:
         """Start the acknowledgement wait over."""
-        self._client.answer(self.stored.subject, self._extend, may_be_lost=False)
+        self._answer(self._extend)
 
     def _extend(self) -> None:
         held = self._queue.outstanding.get(self.stored.sequence)
@@ -233,7 +251,11 @@ class MemoryDelivery:
 
     async def term(self) -> None:
         """Never deliver again."""
-        self._client.answer(self.stored.subject, lambda: self._queue.settle(self.stored.sequence), may_be_lost=False)
+        self._answer(lambda: self._queue.settle(self.stored.sequence, self.n_delivered))
+
+    def _answer(self, effect: Callable[[], None], may_be_lost: bool = False) -> None:
+        if self._client.is_connected and self._client.n_reconnects == self._connection:
+            self._client.answer(self.stored.subject, effect, may_be_lost)
 
 
 class MemorySubscription:

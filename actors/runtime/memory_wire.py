@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from actors.runtime.memory_broker import MemoryBroker
 from actors.runtime.platform import Platform
-from asearch.errors import BusError
+from asearch.errors import BusError, NoResponderError, RequestTimeoutError
 
 T = TypeVar("T")
 
@@ -20,7 +20,11 @@ UNREADY_S = 0.1
 CONNECT_TIMEOUT_S = 15.0
 
 
-class Unanswered(BusError):
+SETTLE_S = 3.0
+"""How long after a reconnect silence may mean that a listener is not connected again yet."""
+
+
+class Unanswered(RequestTimeoutError):
     """No answer came: the request may or may not have arrived."""
 
 
@@ -37,6 +41,7 @@ class MemoryWire:
         if broker.is_up:
             self._connected.set()
         self._arrived_s = 0.0
+        self._connected_s = 0.0
         self._connection = 0
         self._unsent: deque[tuple[str, str, Callable[[], None]]] = deque(maxlen=MAX_UNSENT)
         self._in_doubt: dict[asyncio.Future[object], None] = {}
@@ -51,6 +56,13 @@ class MemoryWire:
         """Wait for the connection. Raises BusError if the broker stays away."""
         if not await self.until_connected(timeout_s):
             raise BusError(f"no broker within {timeout_s:g} s: is the broker up?")
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether the connection was lost and is not back for long."""
+        if not self.is_connected:
+            return True
+        return self.n_reconnects > 0 and self.platform.monotonic() - self._connected_s < SETTLE_S
 
     async def until_connected(self, timeout_s: float) -> bool:
         """Wait for the connection; whether it came in time."""
@@ -78,6 +90,7 @@ class MemoryWire:
     def reconnected(self) -> None:
         """The connection is there again: what waited is sent, what is in doubt is asked again."""
         self._connected.set()
+        self._connected_s = self.platform.monotonic()
         self.n_reconnects += 1
         waiting, self._unsent = self._unsent, deque(maxlen=MAX_UNSENT)
         for action, subject, effect in waiting:
@@ -138,6 +151,39 @@ class MemoryWire:
         if error is not None:
             raise error
         return value
+
+    async def exchange_core(self, subject: str, data: bytes, patience_s: float, traceparent: str | None) -> bytes:
+        """One core message, one answer. Raises NoResponderError, or Unanswered also when the connection was lost."""
+        inbox = f"_INBOX.{self.platform.new_id()}"
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        connection = self._connection
+
+        def offer() -> None:
+            listeners = self.broker.listeners(subject)
+            if not listeners:
+                answer(b"")
+            for listener in listeners:
+                listener.offer((subject, inbox, data, traceparent))
+
+        def answer(reply: bytes) -> None:
+            if self.is_connected and connection == self._connection:
+                _resolve(future, reply)
+
+        self._in_doubt[future] = None
+        self.broker.replies[inbox] = answer
+        timer = asyncio.get_running_loop().call_later(patience_s, _resolve, future, None)
+        try:
+            self.send("core", subject, offer)
+            reply = await future
+        finally:
+            timer.cancel()
+            self._in_doubt.pop(future, None)
+            self.broker.replies.pop(inbox, None)
+        if not isinstance(reply, bytes):
+            raise Unanswered(f"no answer on {subject} within {patience_s:g} s")
+        if not reply:
+            raise NoResponderError(f"nobody listens on {subject}")
+        return reply
 
     async def ask(self, what: str, effect: Callable[[], T]) -> T:
         """A request that may be repeated until it is answered. Raises BusError after TOTAL_S."""

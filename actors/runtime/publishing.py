@@ -94,5 +94,5 @@ class Publisher:
         """Folders of this lineage and older ones: those of a younger one belong to whoever has claimed the model since."""
         if not self._folder.is_dir():
             return []
-        named = ((_NAME.match(path.name), path) for path in self._folder.iterdir())
+        named = ((_NAME.match(path.name), path) for path in sorted(self._folder.iterdir()))
         return [path for name, path in named if name and Version.parse(name[1]).lineage <= self._journal.lineage]

@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 
-from actors.runtime.bus import Delivery
+from actors.runtime.bus import Delivery, Incoming
 from actors.runtime.memory import MemoryBus
 from actors.runtime.memory_broker import Faults, MemoryBroker
 from actors.runtime.memory_stream import matches
 from actors.runtime.platform import SystemPlatform
-from asearch.errors import ConflictError, StreamRewoundError
+from asearch.errors import BusError, ConflictError, StreamRewoundError
+from schemas import commands
 from tests.runtime.facts import call, until
 
 
@@ -97,3 +98,89 @@ def test_filters() -> None:
     assert not matches("a.>", "a")
     assert not matches("a.*", "a.b.c")
     assert not matches("a.b.c", "a.b")
+
+
+async def test_an_outage_loses_what_is_under_way_and_appends_are_made_again() -> None:
+    broker, bus = await connected(Faults())
+    heard: list[str] = []
+
+    async def hear(incoming: Incoming) -> None:
+        assert isinstance(incoming.message, commands.Abort)
+        heard.append(incoming.message.request)
+
+    await bus.subscribe(commands.Abort, "e1", hear)
+    broker.go_down()
+    append = asyncio.create_task(bus.append(call("e1", 0), "e1", expected=0))
+    read = asyncio.create_task(bus.last_sequence("trace"))
+    await bus.publish(commands.Abort(request="kept in the buffer"), key="e1")
+    await asyncio.sleep(0.05)
+    assert not append.done() and not read.done() and not bus.is_connected
+    assert broker.stream("r", "trace").last_sequence == 0
+    broker.come_back()
+    assert await append == 1
+    await read
+    assert bus.n_reconnects == 1
+    await until(lambda: heard == ["kept in the buffer"])
+
+
+async def test_an_append_that_the_broker_took_before_it_died_is_stored_once() -> None:
+    broker, bus = await connected(Scripted(acknowledgement=1))
+    append = asyncio.create_task(bus.append(call("e1", 0), "e1", expected=0))
+    await until(lambda: broker.stream("r", "trace").last_sequence == 1)
+    assert not append.done()
+    broker.go_down()
+    broker.come_back()
+    async with asyncio.timeout(2.0):
+        assert await append == 1
+    assert await bus.last_sequence("trace") == 1
+
+
+async def test_after_a_restart_ids_of_deleted_messages_are_forgotten() -> None:
+    broker, bus = await connected(Faults())
+    assert await bus.append(call("e1", 0), "e1") == 1
+    assert await bus.append(call("e1", 1), "e1") == 2
+    await bus.purge("trace", up_to_sequence=1)
+    assert await bus.append(call("e1", 0), "e1") == 1
+    broker.go_down()
+    broker.come_back()
+    assert await bus.append(call("e1", 0), "e1") == 3
+    assert await bus.append(call("e1", 1), "e1") == 2
+
+
+async def test_a_delivery_of_before_an_outage_is_not_answered_after_it() -> None:
+    broker, bus = await connected(Faults())
+    seen: list[tuple[str, int]] = []
+    held: list[Delivery] = []
+
+    async def handle(delivery: Delivery) -> None:
+        assert delivery.stored.event is not None
+        seen.append((delivery.stored.event.id, delivery.n_delivered))
+        held.append(delivery)
+
+    await bus.consume("tool", handle, concurrency=4)
+    await bus.append(call("e1", 0), "e1")
+    await until(lambda: len(seen) == 1)
+    broker.go_down()
+    broker.stream("r", "trace").lose_tail(1)
+    broker.come_back()
+    await until(lambda: bus.is_connected)
+    assert await bus.append(call("e2", 0), "e2") == 1
+    await until(lambda: len(seen) == 2)
+    await held[0].ack()
+    await asyncio.sleep(0.05)
+    assert list(broker.queue("r", "tool").outstanding) == [1]
+    await held[1].ack()
+    await until(lambda: not broker.queue("r", "tool").outstanding)
+
+
+async def test_whoever_vanishes_is_heard_no_more_but_what_it_sent_arrives() -> None:
+    broker, bus = await connected(Faults())
+    other = MemoryBus(broker, "r", "driver", bus.platform)
+    append = asyncio.create_task(bus.append(call("e1", 0), "e1", expected=0))
+    await asyncio.sleep(0)
+    bus.cut()
+    append.cancel()
+    await until(lambda: broker.stream("r", "trace").last_sequence == 1)
+    assert await other.last_sequence("trace") == 1
+    with pytest.raises(BusError):
+        await bus.last_sequence("trace")

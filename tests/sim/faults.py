@@ -118,3 +118,9 @@ class Troubles(Faults):
 
     def deliver_twice(self, subject: str) -> bool:
         return self.happens("double_delivery", subject)
+
+    def redelivered(self, subject: str) -> None:
+        self.counts["redelivery"] += 1
+
+    def acked_late(self, subject: str) -> None:
+        self.counts["late_ack"] += 1

@@ -168,7 +168,10 @@ class ScriptedRank:
                 raise StorageError(f"no space left for {name}")
             if self._troubles.happens("rank_slow", name):
                 await asyncio.sleep(30.0)
-            reply = await self._reply(command)
+            try:
+                reply = await self._reply(command)
+            except OSError as error:
+                raise StorageError(f"{name}: {error}") from error
         assert isinstance(reply, expected)
         return reply
 

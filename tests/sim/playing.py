@@ -12,7 +12,8 @@ from tests.sim.virtual import VirtualLoop
 if TYPE_CHECKING:
     from tests.sim.simulation import Living, Simulation
 
-FILE_EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"})
+FILE_EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"})
+"""Not `os.remove`: in which order files of a folder go is up to the file system."""
 _working: "list[Player]" = []
 """The player whose loop does work for an executor at this moment, if any."""
 _hooked: list[bool] = []

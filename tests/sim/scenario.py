@@ -26,7 +26,7 @@ SETTINGS = Settings(
 )
 HEAVY = ("engine_hang", "engine_slow", "engine_no_logprobs", "tool_hang")
 """Faults that cost a deadline or an episode each time."""
-BUSY_MS = 15_000
+BUSY_MS = 20_000
 """When scheduled faults begin: the time in which such a run is at work without faults."""
 
 
@@ -80,7 +80,7 @@ def scenario_of(seed: int, *, lost_tails: bool = True) -> Scenario:
         rates=_rates(chance),
         stop_after_ms=chance.randrange(5_000, BUSY_MS) if chance.randrange(12) == 0 else 0,
     )
-    faults = [_fault(chance, bare.names) for _ in range(chance.randrange(2, 11))]
+    faults = [_fault(chance, bare.names) for _ in range(chance.randrange(3, 16))]
     faults = [each for each in faults if lost_tails or each.kind != "lost_tail"]
     ordered = tuple(sorted(faults, key=lambda each: each.at_ms))
     return Scenario(**{**{name: getattr(bare, name) for name in bare.__dataclass_fields__}, "faults": ordered})
@@ -89,7 +89,7 @@ def scenario_of(seed: int, *, lost_tails: bool = True) -> Scenario:
 def _run_settings(chance: random.Random) -> RunSettings:
     group_size = chance.randrange(2, 4)
     return RunSettings(
-        steps=chance.randrange(2, 5),
+        steps=chance.randrange(2, 7),
         groups_per_step=chance.randrange(1, 4),
         group_size=group_size,
         eta=chance.randrange(5),
