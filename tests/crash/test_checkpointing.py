@@ -82,7 +82,7 @@ class Scene:
     async def claim(self, step: int = 0, checkpoint: Path | None = None) -> tuple[PolicyJournal, Checkpointer]:
         bus = MemoryBus(self.broker, "r", "trainer", SystemPlatform(0))
         await bus.ensure_topology()
-        journal = PolicyJournal(bus, MODEL)
+        journal = PolicyJournal(bus, MODEL, lambda text: None)
         await journal.read()
         lineage = journal.lineage + 1
         name = checkpoint.name if checkpoint else None
