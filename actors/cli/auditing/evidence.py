@@ -13,8 +13,8 @@ import msgspec
 import xxhash
 
 from actors.cli.auditing.problems import Problems
-from actors.runtime.bus import Bus
-from schemas.events import CheckpointCommitted, Event, Outcome, RunEnded, RunStarted, TrainerClaimed
+from actors.runtime.bus import Bus, Stored
+from schemas.events import CheckpointCommitted, Event, EventRefused, Outcome, RunEnded, RunStarted, TrainerClaimed
 from schemas.records import Interval
 
 MANIFEST = "manifest.json"
@@ -96,16 +96,30 @@ async def gather(bus: Bus, run_dir: Path, problems: Problems) -> Evidence:
 
 
 async def _read(bus: Bus, stream: str, problems: Problems) -> list[tuple[int, Event]]:
+    """All facts of a stream. A message that is none is a problem unless it lies in DEAD: then everybody has skipped it."""
     facts: list[tuple[int, Event]] = []
+    undecodable: list[Stored] = []
+    first = 0
     async with aclosing(bus.read(stream, follow=False)) as reader:
         async for stored in reader:
+            first = first or stored.sequence
             if stored.event is None:
-                problems.add("undecodable", f"message {stored.sequence} of {stream.upper()}: {stored.malformed}")
+                undecodable.append(stored)
             else:
                 facts.append((stored.sequence, stored.event))
-    if facts and facts[0][0] > 1:
-        problems.add("purged", f"{stream.upper()} begins at {facts[0][0]}: what lay before cannot be audited")
+    buried = await _buried(bus) if undecodable else set[tuple[str, ...]]()
+    for stored in undecodable:
+        if (stream, str(stored.sequence)) not in buried:
+            problems.add("undecodable", f"message {stored.sequence} of {stream.upper()}: {stored.malformed}")
+    if first > 1:
+        problems.add("purged", f"{stream.upper()} begins at {first}: what lay before cannot be audited")
     return facts
+
+
+async def _buried(bus: Bus) -> set[tuple[str, ...]]:
+    """Stream and sequence of every message in DEAD."""
+    async with aclosing(bus.read("dead", events=(EventRefused,), follow=False)) as reader:
+        return {stored.key async for stored in reader}
 
 
 def _rules(plan: list[tuple[int, Event]], problems: Problems) -> Rules | None:
