@@ -24,11 +24,11 @@ async def test_every_actor_works_again_after_a_restart(tmp_path: Path, how: str,
     broker = await start_broker(tmp_path / "broker", platform, port=free_port())
     bus = await connect(broker.url, RUN, "supervisor", platform)
     await bus.ensure_topology()
-    run = WholeRun(broker.url, tmp_path / "run", steps=4 * n_restarts)
+    run = WholeRun(broker.url, tmp_path / "run", steps=2 + 3 * (n_restarts - 1))
     try:
         await run.begin(bus)
         for number in range(n_restarts):
-            await run.until_outcomes(6 + 30 * number)
+            await run.until_outcomes(4 + 20 * number)
             before = await run.effects()
             if how == "kill":
                 broker.process.kill()
@@ -55,10 +55,10 @@ async def test_a_run_goes_on_from_what_a_power_cut_left(
     chance = random.Random(seed)
     bus = await connect(powered.url, RUN, "supervisor", SystemPlatform())
     await powered.ensure_streams(bus)
-    run = WholeRun(powered.url, tmp_path / "run", steps=3)
+    run = WholeRun(powered.url, tmp_path / "run", steps=3 if seed else 2)
     try:
         await run.begin(bus)
-        await run.until_outcomes(chance.randrange(1, 20))
+        await run.until_outcomes(chance.randrange(1, 20 if seed else 10))
         if chance.random() < 0.6:
             await asyncio.to_thread(powered.store.write_back)
             await asyncio.sleep(chance.uniform(0.05, 1.5))
