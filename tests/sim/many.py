@@ -11,6 +11,8 @@ from typing import Any
 from tests.sim.faults import KINDS
 from tests.sim.run import Result, run_seed
 
+PROGRESS_EVERY = 25
+
 
 def run_many(seeds: Iterable[int], workers: int, *, lost_tails: bool = True) -> dict[str, Any]:
     """Play every seed; the table. `never` are the kinds of faults that no seed has met."""
@@ -22,13 +24,15 @@ def run_many(seeds: Iterable[int], workers: int, *, lost_tails: bool = True) -> 
     context = multiprocessing.get_context("fork")
     with context.Pool(workers, maxtasksperchild=1) as pool:
         for result in pool.imap_unordered(partial(_played, lost_tails=lost_tails), seeds, chunksize=1):
+            if (n + 1) % PROGRESS_EVERY == 0:
+                print(f"{n + 1} seeds, {len(failing)} failed", file=sys.stderr, flush=True)
             n, virtual_ms = n + 1, virtual_ms + result.virtual_ms
             faults.update(result.faults)
             points.update(result.fault_points)
             passed.update(result.passed)
             if result.problems:
                 failing[result.seed] = result.problems
-                print(f"seed {result.seed}: {result.problems[0][:300]}", file=sys.stderr)
+                print(f"seed {result.seed}: {result.problems[0][:300]}", file=sys.stderr, flush=True)
     real_s = time.perf_counter() - begun_s
     kinds = [kind for kind in KINDS if lost_tails or kind != "lost_tail"]
     return {

@@ -38,7 +38,7 @@ from tests.sim.scenario import Scenario
 from tests.sim.virtual import VirtualLoop, VirtualPlatform, play
 
 RUN = "sim"
-LIMIT_S = 2 * 3600.0
+LIMIT_S = 2400.0
 """Virtual time after which a run that has not ended is taken for stuck."""
 RESTART_DELAY_S = 0.5
 SETTLE_S = 5.0
