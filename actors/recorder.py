@@ -1,11 +1,13 @@
 """Archives every episode that has an outcome, then purges its facts; the only actor that purges streams.
 
-TRACE is purged up to the oldest episode that is still open: facts of ended episodes lie in `archive/episodes.jsonl` by then.
-BLOBS of an episode go when the checkpoint before the newest has settled its outcome: a trainer may have to go back to that.
+Nothing is purged before what lies in it is archived and synced. TRACE goes up to the oldest episode that is still open.
+OUTCOMES and the BLOBS of their episodes go up to the lowest of: the watermarks of the two newest checkpoints, because a
+trainer may have to go back to either; the newest `PlanFolded`, because the scheduler reads on from there; what is archived.
 """
 
 import asyncio
-import os
+import errno
+from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -13,20 +15,28 @@ from pathlib import Path
 import msgspec
 
 from actors.runtime.actor import Actor, Context
+from actors.runtime.archive import ArchiveError, EpisodeNames, LineFile, read_outcomes, write_once
 from actors.runtime.bus import Stored
-from schemas.events import CheckpointCommitted, EpisodeDead, EpisodeDropped, EpisodeFinished, EpisodeGraded, Event
+from asearch.errors import BlobMissingError, BusError, StreamRewoundError
+from schemas.archive import BLOBS, EPISODES, OUTCOMES, ArchivedEpisode, archived_outcome, decode_outcome
+from schemas.events import (
+    AnyOutcome,
+    CheckpointCommitted,
+    EpisodeFinished,
+    EpisodeRequested,
+    Event,
+    PlanFolded,
+    ToolReturned,
+    TrainerClaimed,
+)
+from schemas.records import BlobRef
+from schemas.topology import is_key
 
 PURGE_EVERY_S = 5.0
-TRACE_WAIT_S = 10.0
-
-
-class ArchivedEpisode(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `archive/episodes.jsonl`: the outcome of an episode and every fact of its TRACE, in order."""
-
-    episode: str
-    sequence: int
-    outcome: EpisodeGraded | EpisodeDropped | EpisodeDead
-    facts: list[Event]
+DISK_RETRY_S = 2.0
+MAX_STRANGERS = 1000
+"""Names that are looked up in PLAN in one round of purging."""
+N_COMMITS = 16
 
 
 class Recorder(Actor):
@@ -36,136 +46,242 @@ class Recorder(Actor):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._path: Path = context.run_dir / "archive" / "episodes.jsonl"
-        self._facts: dict[str, list[Stored]] = {}
+        self._folder: Path = context.run_dir / "archive"
+        self._episodes = LineFile(self._folder / EPISODES, lambda line: msgspec.json.decode(line, type=_Head).sequence)
+        self._outcomes = LineFile(self._folder / OUTCOMES, lambda line: decode_outcome(line).sequence)
+        self._names = EpisodeNames()
+        self._taken = 0
+        self._unsettled: deque[tuple[int, str]] = deque()
+        """Sequence and episode of outcomes whose blobs are not purged."""
         self._trace_sequence = 0
-        self._outcome_sequence = 0
-        self._trace_moved = asyncio.Condition()
-        self._archived: set[str] = set()
-        self._unsettled: dict[str, int] = {}
+        self._may_purge = 0
+        """What the round before found that could be purged of TRACE."""
+        self._first: dict[str, int] = {}
+        """Where the first fact of every episode lies that is not archived."""
+        self._known: set[str] = set()
+        """Of these, the ones that PLAN asks for."""
+        self._commits: list[CheckpointCommitted] = []
+        self._folded = 0
         self._encoder = msgspec.json.Encoder()
         self._n_purged = 0
+        self._n_blobs_missing = 0
 
     def gauges(self) -> dict[str, float]:
-        """Episodes archived, episodes open, messages purged."""
-        return {"n_archived": len(self._archived), "n_open": len(self._facts), "n_purged": self._n_purged}
+        """Episodes archived, episodes with facts that are not, messages purged, payloads that were gone before."""
+        return {
+            "n_archived": len(self._names),
+            "n_open": len(self._first),
+            "n_purged": self._n_purged,
+            "n_blobs_missing": self._n_blobs_missing,
+        }
 
     async def start(self) -> None:
-        """Read back what is archived already, then follow TRACE, OUTCOMES and checkpoints."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        """Read back what is archived already, then follow TRACE and POLICY."""
+        (self._folder / BLOBS).mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self._read_back)
-        self._file = self._path.open("ab")
-        self.spawn(self._follow_trace(), "trace")
-        self.spawn(self._follow_checkpoints(), "checkpoints")
+        await self._check_archive()
+        self.spawn(self._follow("trace", self._on_trace, self._forget_trace), "trace")
+        self.spawn(self._follow("policy", self._on_policy, self._forget_policy), "policy")
+        self.spawn(self._keep_purging(), "purge")
 
     def _read_back(self) -> None:
-        """Learn what is archived; cut a line that a crash left unfinished."""
-        if not self._path.is_file():
-            return
-        data = self._path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole != len(data):
-            os.truncate(self._path, whole)
-        head = msgspec.json.Decoder(_Head)
-        for line in data[:whole].splitlines():
-            entry = head.decode(line)
-            self._archived.add(entry.episode)
-            self._unsettled[entry.episode] = entry.sequence
+        self._episodes.open()
+        self._outcomes.open()
+        try:
+            for line in read_outcomes(self._outcomes.path):
+                if line.outcome is not None and line.sequence <= self._episodes.last:
+                    self._names.add(line.outcome.episode)
+        except msgspec.DecodeError as error:
+            raise ArchiveError(
+                f"{self._outcomes.path} cannot be read: {error}; move it away, and the streams' rest is kept"
+            ) from error
+
+    async def _check_archive(self) -> None:
+        """What is archived was once in OUTCOMES: a broker that ends before was put back to an older state."""
+        last, stored = self._outcomes.last, await self.bus.last_sequence("outcomes")
+        if last > stored:
+            raise ArchiveError(
+                f"{self._outcomes.path} holds outcome {last}, but OUTCOMES ends at {stored}: the broker's store is older than "
+                "the archive. Put the store back that belongs to this run, or begin a new run"
+            )
+
+    # --- outcomes ---
 
     async def work(self) -> None:
         """Archive episodes in the order of their outcomes."""
-        purged_s = self.platform.monotonic()
         async with aclosing(self.bus.read("outcomes")) as reader:
             async for stored in reader:
                 await self._take(stored)
-                if self.platform.monotonic() - purged_s > PURGE_EVERY_S:
-                    await self._purge()
-                    purged_s = self.platform.monotonic()
 
     async def drain(self) -> None:
         """Archive the outcomes that are stored by now, and make everything durable."""
-        async with aclosing(self.bus.read("outcomes", start_sequence=self._outcome_sequence + 1, follow=False)) as rest:
+        async with aclosing(self.bus.read("outcomes", start_sequence=self._taken + 1, follow=False)) as rest:
             async for stored in rest:
                 await self._take(stored)
-        await asyncio.to_thread(self._sync)
-        self._file.close()
+        await self._in_thread(self._sync)
 
     async def _take(self, stored: Stored) -> None:
-        outcome = stored.event
-        if isinstance(outcome, EpisodeGraded | EpisodeDropped | EpisodeDead) and outcome.episode not in self._archived:
-            await self._archive(stored.sequence, outcome)
-        elif outcome is None:
-            await self.is_fact(stored)
-        self._outcome_sequence = stored.sequence
+        outcome = stored.event if isinstance(stored.event, AnyOutcome) else None
+        if outcome is None and await self.is_fact(stored):
+            await self.bury(stored, f"a {type(stored.event).__name__} is no outcome")
+        if outcome is not None:
+            if outcome.episode not in self._names and stored.sequence > self._episodes.last:
+                await self._archive(stored.sequence, outcome)
+            self._names.add(outcome.episode)
+            self._first.pop(outcome.episode, None)
+            self._known.discard(outcome.episode)
+            self._unsettled.append((stored.sequence, outcome.episode))
+        if stored.sequence > self._outcomes.last:
+            line = self._encoder.encode(archived_outcome(stored.sequence, outcome, stored.data))
+            await self._write(lambda: self._outcomes.append(stored.sequence, line))
+        self._taken = stored.sequence
 
-    async def _follow_trace(self) -> None:
-        async with aclosing(self.bus.read("trace")) as reader:
-            async for stored in reader:
-                episode = stored.key[-1]
-                # A message that is no fact goes to DEAD: it is in no archive, and holds up no purge.
-                if await self.is_fact(stored) and episode not in self._archived:
-                    self._facts.setdefault(episode, []).append(stored)
-                async with self._trace_moved:
-                    self._trace_sequence = stored.sequence
-                    self._trace_moved.notify_all()
-
-    async def _archive(self, sequence: int, outcome: EpisodeGraded | EpisodeDropped | EpisodeDead) -> None:
-        # What is stored by now holds every fact of the episode, unless a broker has lost it: then it never comes.
-        trace = await self.bus.stream_info("trace")
-        last = trace.last_sequence if trace.n_messages else 0
-        graded = isinstance(outcome, EpisodeGraded)
-        await self._wait_for_trace(
-            lambda: self._trace_sequence >= last or (graded and self._has_end(outcome.episode)), outcome.episode
-        )
-        stored = self._facts.pop(outcome.episode, [])
-        entry = ArchivedEpisode(
-            episode=outcome.episode,
-            sequence=sequence,
-            outcome=outcome,
-            facts=[item.event for item in stored if item.event is not None],
-        )
-        self._file.write(self._encoder.encode(entry) + b"\n")
-        self._archived.add(outcome.episode)
-        self._unsettled[outcome.episode] = sequence
+    async def _archive(self, sequence: int, outcome: AnyOutcome) -> None:
+        facts = [each.event for each in await self.bus.read_key("trace", outcome.episode) if each.event is not None]
+        for ref in filter(None, map(_only_copy, facts)):
+            await self._archive_blob(ref)
+        entry = ArchivedEpisode(episode=outcome.episode, sequence=sequence, outcome=outcome, facts=facts)
+        await self._write(lambda: self._episodes.append(sequence, self._encoder.encode(entry)))
         await self.platform.fault("recorder.archived")
 
-    async def _wait_for_trace(self, has_come: Callable[[], bool], episode: str) -> None:
-        """Facts of an episode are stored before its outcome, but are read through another reader, which may be behind."""
+    async def _archive_blob(self, ref: BlobRef) -> None:
         try:
-            async with asyncio.timeout(TRACE_WAIT_S), self._trace_moved:
-                await self._trace_moved.wait_for(has_come)
-        except TimeoutError:
-            self.log.warning("the trace reader is behind", at=self._trace_sequence, episode=episode)
+            data = await self.bus.get_blob(ref)
+        except BlobMissingError as error:
+            self._n_blobs_missing += 1
+            self.log.error("a payload cannot be archived", episode=ref.episode, error=str(error))
+            return
+        await self._write(lambda: write_once(self._folder / BLOBS / ref.hash, data))
 
-    def _has_end(self, episode: str) -> bool:
-        return any(isinstance(item.event, EpisodeFinished) for item in reversed(self._facts.get(episode, ())))
+    # --- files ---
 
-    async def _follow_checkpoints(self) -> None:
-        before: int | None = None
-        async with aclosing(self.bus.read("policy")) as reader:
-            async for stored in reader:
-                if await self.is_fact(stored) and isinstance(stored.event, CheckpointCommitted):
-                    if before is not None:
-                        await self._purge_blobs(min(before, stored.event.watermark))
-                    before = stored.event.watermark
+    async def _write(self, write: Callable[[], None]) -> None:
+        """Write, and where the disk is full wait until it is not: nothing is purged meanwhile."""
+        while True:
+            try:
+                await self._in_thread(write)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise ArchiveError(f"{self._folder} cannot be written: {error}") from error
+                self.log.error("the archive's disk is full: free some space", folder=str(self._folder))
+                self.become(self.state, f"space on the disk of {self._folder}")
+                await self.platform.sleep(DISK_RETRY_S)
+                continue
+            self.become(self.state)
+            return
 
-    async def _purge_blobs(self, watermark: int) -> None:
-        for episode in [name for name, sequence in self._unsettled.items() if sequence <= watermark]:
-            self._n_purged += await self.bus.purge("blobs", key=(episode,))
-            del self._unsettled[episode]
-
-    async def _purge(self) -> None:
-        """Drop from TRACE what lies before the first fact of every open episode."""
-        await asyncio.to_thread(self._sync)
-        open_from = min((facts[0].sequence for facts in self._facts.values()), default=self._trace_sequence + 1)
-        if open_from > 1:
-            self._n_purged += await self.bus.purge("trace", up_to_sequence=open_from - 1)
+    async def _in_thread(self, call: Callable[[], None]) -> None:
+        """A cancellation waits for the call: the next one must find the file as this one leaves it."""
+        running = asyncio.ensure_future(asyncio.to_thread(call))
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await running
+            raise
 
     def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._episodes.sync()
+        self._outcomes.sync()
+
+    # --- what may be purged ---
+
+    async def _follow(self, stream: str, take: Callable[[Stored], None], forget: Callable[[], None]) -> None:
+        """Read a stream in order; from its start again when the broker has lost its tail."""
+        while True:
+            try:
+                async with aclosing(self.bus.read(stream)) as reader:
+                    async for stored in reader:
+                        await self.is_fact(stored)
+                        take(stored)
+            except StreamRewoundError as error:
+                self.log.warning("folding again", stream=stream, why=str(error))
+                forget()
+
+    def _forget_trace(self) -> None:
+        self._trace_sequence = self._may_purge = 0
+        self._first.clear()
+
+    def _forget_policy(self) -> None:
+        self._commits = []
+
+    def _on_trace(self, stored: Stored) -> None:
+        self._trace_sequence = stored.sequence
+        episode = stored.key[-1] if stored.key else ""
+        if episode not in self._names:
+            self._first.setdefault(episode, stored.sequence)
+        elif isinstance(stored.event, EpisodeFinished | ToolReturned) and _refers(stored.event):
+            # A driver that was stopped for long has stored payloads again.
+            self._unsettled.append((self._taken, episode))
+
+    def _on_policy(self, stored: Stored) -> None:
+        match stored.event:
+            case CheckpointCommitted():
+                self._commits = [*self._commits[-N_COMMITS:], stored.event]
+            case TrainerClaimed():
+                self._commits = [each for each in self._commits if each.step <= stored.event.step]
+            case _:
+                pass
+
+    async def _keep_purging(self) -> None:
+        while True:
+            await self.platform.sleep(PURGE_EVERY_S)
+            try:
+                await self._purge()
+            except BusError as error:
+                self.log.warning("not purged", why=str(error))
+
+    async def _purge(self) -> None:
+        archived_up_to = min(self._taken, self._outcomes.last)
+        await self._in_thread(self._sync)
+        await self._purge_trace()
+        await self._purge_settled(archived_up_to)
+
+    async def _purge_trace(self) -> None:
+        """Drop what lies before the first fact of every open episode."""
+        for _ in range(MAX_STRANGERS):
+            oldest = min(self._first, key=lambda name: self._first[name], default=None)
+            if oldest is None or oldest in self._known:
+                break
+            if is_key(oldest) and await self.bus.get_last(EpisodeRequested, oldest) is not None:
+                self._known.add(oldest)
+            else:
+                self.log.warning("facts of an episode that nobody asked for are dropped", episode=oldest)
+                self._first.pop(oldest, None)
+        # One round later: should the broker lose its tail, its numbers are given anew, and the reader has to hear of it first.
+        up_to, self._may_purge = self._may_purge, min(self._first.values(), default=self._trace_sequence + 1) - 1
+        if up_to > 0:
+            self._n_purged += await self.bus.purge("trace", up_to_sequence=up_to)
+
+    async def _purge_settled(self, archived_up_to: int) -> None:
+        """Drop the blobs of settled episodes, then their outcomes: a crash in between leaves the outcomes, which name them."""
+        found = await self.bus.get_last(PlanFolded, self.context.run)
+        if found is not None and isinstance(found.event, PlanFolded):
+            self._folded = max(self._folded, found.event.watermark)
+        if len(self._commits) < 2:
+            return
+        up_to = min(archived_up_to, self._folded, *(each.watermark for each in self._commits[-2:]))
+        while self._unsettled and self._unsettled[0][0] <= up_to:
+            self._n_purged += await self.bus.purge("blobs", key=(self._unsettled[0][1],))
+            self._unsettled.popleft()
+        await self.platform.fault("recorder.blobs_purged")
+        if up_to > 0:
+            self._n_purged += await self.bus.purge("outcomes", up_to_sequence=up_to)
+
+
+def _refers(event: Event) -> bool:
+    return _only_copy(event) is not None or (isinstance(event, EpisodeFinished) and event.trajectory is not None)
+
+
+def _only_copy(event: Event) -> BlobRef | None:
+    """The payload of a fact that lies nowhere else. A trajectory can be folded again from the facts."""
+    match event:
+        case ToolReturned():
+            return event.blob
+        case EpisodeFinished():
+            return event.generated_blob
+        case _:
+            return None
 
 
 class _Head(msgspec.Struct):
-    episode: str
     sequence: int

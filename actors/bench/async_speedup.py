@@ -102,7 +102,7 @@ async def compare(load: Load, seed: int, folder: Path, platform: Platform, say: 
 async def run_arm(workspace: Workspace, name: str, settings: Settings, platform: Platform, say: Say) -> Measured:
     """One run from start to end; every process of it is gone when this returns. Raises AsearchError if it does not complete."""
     local = LocalRun(workspace, name, settings, platform, say)
-    async with local.started() as bus, follow(bus) as view:
+    async with local.started() as bus, follow(bus, local.run_dir) as view:
         ended = await _live(local, view, name, platform, say)
         if ended.reason != "completed":
             raise AsearchError(f"the {name} arm ended with {ended.reason}: {ended.message}; see {local.run_dir / 'logs'}")

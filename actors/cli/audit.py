@@ -108,6 +108,12 @@ def table_of(result: dict[str, Any]) -> str:
     bound = f"bound {result['eta']} under the rule {result['rule']}"
     lines.append(f"  staleness  at most {staleness['max']} steps, {staleness['mean']} in the mean; {bound}")
     lines.append("  tokens     " + ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in tokens.items()))
+    sources = result["outcomes_from"]
+    late = f"; {sources['n_late']} late second outcomes, void" if sources["n_late"] else ""
+    kept = f"{sources['n_both']} in both alike"
+    lines.append(
+        f"  outcomes   {sources['n_stream']} from the stream, {sources['n_archive']} purged ones from the archive, {kept}{late}"
+    )
     lines.extend(f"  {name:<10} {reasons}" for name, reasons in _reasons(result["reasons"]))
     lines.extend(f"  PROBLEM    {line}" for line in result["problems"])
     lines.append("ok: streams, checkpoint and result agree" if result["ok"] else f"NOT OK: {len(result['problems'])} problems")

@@ -58,7 +58,7 @@ class Session:
     async def run(self) -> int:
         """The whole run; the exit status."""
         phases = self.local.phases
-        async with self.local.started() as bus, follow(bus) as view:
+        async with self.local.started() as bus, follow(bus, self.local.run_dir) as view:
             ended = await self._live(view)
             left_s = self.local.platform.monotonic()
             if ended is not None:

@@ -43,7 +43,7 @@ def status(run: str | None, root: Path, as_json: bool) -> None:
         sys.exit(1)
     trouble = store_trouble(Workspace(root).broker_folder)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        view = runner.run(_listen(content))
+        view = runner.run(_listen(content, Workspace(root).run_dir(content.run)))
     states = _states(content, view)
     if as_json:
         click.echo(_json(content, phase_of(view.report), states, trouble))
@@ -76,11 +76,11 @@ def _choose(workspace: Workspace, run: str | None) -> RunFile | None:
     return runs[-1] if runs else None
 
 
-async def _listen(content: RunFile) -> View:
+async def _listen(content: RunFile, run_dir: Path) -> View:
     platform = SystemPlatform()
     bus = await connect(content.broker_url, content.run, f"status-{platform.new_id()[:6]}", platform)
     try:
-        async with follow(bus) as view:
+        async with follow(bus, run_dir) as view:
             await platform.sleep(LISTEN_S)
         return view
     finally:

@@ -50,7 +50,7 @@ async def _attach(content: RunFile, run_dir: Path) -> None:
     begun_s = platform.monotonic()
     bus = await connect(content.broker_url, content.run, f"viewer-{platform.new_id()[:6]}", platform)
     try:
-        async with follow(bus) as view:
+        async with follow(bus, run_dir) as view:
             with LiveScreen() as screen:
                 while is_live(content):
                     if not content.corpus_url:

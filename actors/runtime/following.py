@@ -5,10 +5,13 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from actors.runtime.bus import Bus, ConsumerInfo, Incoming
+from actors.runtime.archive import read_outcomes
+from actors.runtime.bus import Bus, ConsumerInfo, Incoming, Stored
 from asearch.errors import BusError, StreamRewoundError
 from asearch.evaluation.report import STREAMS, RunReport
+from schemas.archive import OUTCOMES
 from schemas.commands import Heartbeat
 from schemas.topology import TOPOLOGY
 
@@ -64,6 +67,8 @@ class View:
     queues: dict[str, ConsumerInfo] = field(default_factory=dict[str, ConsumerInfo])
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when something was folded; whoever waits for it clears it."""
+    run_dir: Path | None = None
+    """Where the archive lies that holds the outcomes which are purged."""
 
     async def catch_up(self, bus: Bus) -> None:
         """Fold what the streams hold now, whether or not the followers have come that far."""
@@ -71,14 +76,32 @@ class View:
             begin = self.report.folded[stream] + 1
             async with contextlib.aclosing(bus.read(stream, start_sequence=begin, follow=False)) as reader:
                 async for stored in reader:
-                    self.report.fold(stream, stored.sequence, stored.event)
+                    self.fold(stored)
+        self.fill((await bus.stream_info("outcomes")).first_sequence)
         self.changed.set()
+
+    def fold(self, stored: Stored) -> None:
+        """Take the next message of a stream; outcomes that were purged before it come from the archive."""
+        if stored.stream == "outcomes":
+            self.fill(stored.sequence)
+        self.report.fold(stored.stream, stored.sequence, stored.event)
+
+    def fill(self, before: int) -> None:
+        """Fold the outcomes before a sequence that the report lacks: they were archived before they were purged."""
+        if self.run_dir is None or self.report.folded["outcomes"] >= before - 1:
+            return
+        for line in read_outcomes(self.run_dir / "archive" / OUTCOMES):
+            if line.sequence < before:
+                self.report.fold("outcomes", line.sequence, line.outcome)
 
 
 @contextlib.asynccontextmanager
-async def follow(bus: Bus) -> AsyncGenerator[View]:
-    """A view of the run that is kept up to date until the block is left; what the streams hold already is folded first."""
-    view = View()
+async def follow(bus: Bus, run_dir: Path | None = None) -> AsyncGenerator[View]:
+    """A view of the run that is kept up to date until the block is left; what is there already is folded first.
+
+    `run_dir` holds the archive: without it, outcomes that are purged are missing.
+    """
+    view = View(run_dir=run_dir)
 
     async def on_heartbeat(incoming: Incoming) -> None:
         if isinstance(incoming.message, Heartbeat):
@@ -112,7 +135,7 @@ async def _follow_stream(bus: Bus, view: View, stream: str) -> None:
     begin = view.report.folded[stream] + 1
     async with contextlib.aclosing(bus.read(stream, start_sequence=begin)) as reader:
         async for stored in reader:
-            view.report.fold(stream, stored.sequence, stored.event)
+            view.fold(stored)
             view.changed.set()
 
 

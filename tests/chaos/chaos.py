@@ -44,7 +44,7 @@ async def chaos(folder: Path, scale: Scale, seed: int, faults: list[Fault], say:
     settings = settings_of(scale, seed, len(faults))
     local = LocalRun(Workspace(folder), RUN, settings, SystemPlatform(), say, max_restarts=MAX_RESTARTS)
     try:
-        async with local.started() as bus, follow(bus) as view, watching(bus) as watch:
+        async with local.started() as bus, follow(bus, local.run_dir) as view, watching(bus) as watch:
             injector = Injector(local, watch, Victims(local), say, len(faults))
             ended = await _live(injector, faults)
             await view.catch_up(bus)

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 import msgspec
 import xxhash
 
+from actors.cli.auditing.outcomes import OutcomeSources, outcomes_of
 from actors.cli.auditing.problems import Problems
 from actors.runtime.bus import Bus, Stored
 from schemas.events import CheckpointCommitted, Event, EventRefused, Outcome, RunEnded, RunStarted, TrainerClaimed
@@ -72,6 +73,7 @@ class Evidence:
     checkpoint: tuple[str, Checkpoint] | None = None
     rules: Rules | None = None
     n_refused: int = 0
+    sources: OutcomeSources = field(default_factory=OutcomeSources)
 
     @property
     def ended(self) -> RunEnded | None:
@@ -84,11 +86,7 @@ async def gather(bus: Bus, run_dir: Path, problems: Problems) -> Evidence:
     """Read all evidence. Raises BusError."""
     evidence = Evidence()
     await _read_policy(bus, run_dir / "checkpoints", evidence, problems)
-    for sequence, event in await _read(bus, "outcomes", problems):
-        if isinstance(event, Outcome):
-            evidence.outcomes.append((sequence, event))
-        else:
-            problems.add("foreign_fact", f"message {sequence} of OUTCOMES is a {type(event).__name__}")
+    evidence.outcomes, evidence.sources = await outcomes_of(bus, run_dir, problems)
     evidence.plan = await _read(bus, "plan", problems)
     evidence.rules = _rules(evidence.plan, problems)
     evidence.n_refused = (await bus.stream_info("dead")).n_messages

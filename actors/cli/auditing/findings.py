@@ -1,6 +1,7 @@
 """The whole audit of the evidence, and what it says."""
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def audit(evidence: Evidence, problems: Problems) -> dict[str, Any]:
         "eta": evidence.rules.eta if evidence.rules else None,
         "rule": evidence.rules.rule if evidence.rules else None,
         "refused": evidence.n_refused,
+        "outcomes_from": asdict(evidence.sources),
     }
 
 
