@@ -47,8 +47,8 @@ class Recorder(Actor):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._folder: Path = context.run_dir / "archive"
-        self._episodes = LineFile(self._folder / EPISODES, lambda line: msgspec.json.decode(line, type=_Head).sequence)
-        self._outcomes = LineFile(self._folder / OUTCOMES, lambda line: decode_outcome(line).sequence)
+        self._episode_file = LineFile(self._folder / EPISODES, lambda line: msgspec.json.decode(line, type=_Head).sequence)
+        self._outcome_file = LineFile(self._folder / OUTCOMES, lambda line: decode_outcome(line).sequence)
         self._names = EpisodeNames()
         self._taken = 0
         self._unsettled: deque[tuple[int, str]] = deque()
@@ -85,23 +85,23 @@ class Recorder(Actor):
         self.spawn(self._keep_purging(), "purge")
 
     def _read_back(self) -> None:
-        self._episodes.open()
-        self._outcomes.open()
+        self._episode_file.open()
+        self._outcome_file.open()
         try:
-            for line in read_outcomes(self._outcomes.path):
-                if line.outcome is not None and line.sequence <= self._episodes.last:
+            for line in read_outcomes(self._outcome_file.path):
+                if line.outcome is not None and line.sequence <= self._episode_file.last:
                     self._names.add(line.outcome.episode)
         except msgspec.DecodeError as error:
             raise ArchiveError(
-                f"{self._outcomes.path} cannot be read: {error}; move it away, and the streams' rest is kept"
+                f"{self._outcome_file.path} cannot be read: {error}; move it away, and the streams' rest is kept"
             ) from error
 
     async def _check_archive(self) -> None:
         """What is archived was once in OUTCOMES: a broker that ends before was put back to an older state."""
-        last, stored = self._outcomes.last, await self.bus.last_sequence("outcomes")
+        last, stored = self._outcome_file.last, await self.bus.last_sequence("outcomes")
         if last > stored:
             raise ArchiveError(
-                f"{self._outcomes.path} holds outcome {last}, but OUTCOMES ends at {stored}: the broker's store is older than "
+                f"{self._outcome_file.path} holds outcome {last}, but OUTCOMES ends at {stored}: the broker's store is older than "
                 "the archive. Put the store back that belongs to this run, or begin a new run"
             )
 
@@ -125,15 +125,15 @@ class Recorder(Actor):
         if outcome is None and await self.is_fact(stored):
             await self.bury(stored, f"a {type(stored.event).__name__} is no outcome")
         if outcome is not None:
-            if outcome.episode not in self._names and stored.sequence > self._episodes.last:
+            if outcome.episode not in self._names and stored.sequence > self._episode_file.last:
                 await self._archive(stored.sequence, outcome)
             self._names.add(outcome.episode)
             self._first.pop(outcome.episode, None)
             self._known.discard(outcome.episode)
             self._unsettled.append((stored.sequence, outcome.episode))
-        if stored.sequence > self._outcomes.last:
+        if stored.sequence > self._outcome_file.last:
             line = self._encoder.encode(archived_outcome(stored.sequence, outcome, stored.data))
-            await self._write(lambda: self._outcomes.append(stored.sequence, line))
+            await self._write(lambda: self._outcome_file.append(stored.sequence, line))
         self._taken = stored.sequence
 
     async def _archive(self, sequence: int, outcome: AnyOutcome) -> None:
@@ -141,7 +141,7 @@ class Recorder(Actor):
         for ref in filter(None, map(_only_copy, facts)):
             await self._archive_blob(ref)
         entry = ArchivedEpisode(episode=outcome.episode, sequence=sequence, outcome=outcome, facts=facts)
-        await self._write(lambda: self._episodes.append(sequence, self._encoder.encode(entry)))
+        await self._write(lambda: self._episode_file.append(sequence, self._encoder.encode(entry)))
         await self.platform.fault("recorder.archived")
 
     async def _archive_blob(self, ref: BlobRef) -> None:
@@ -180,8 +180,8 @@ class Recorder(Actor):
             raise
 
     def _sync(self) -> None:
-        self._episodes.sync()
-        self._outcomes.sync()
+        self._episode_file.sync()
+        self._outcome_file.sync()
 
     # --- what may be purged ---
 
@@ -231,7 +231,7 @@ class Recorder(Actor):
                 self.log.warning("not purged", why=str(error))
 
     async def _purge(self) -> None:
-        archived_up_to = min(self._taken, self._outcomes.last)
+        archived_up_to = min(self._taken, self._outcome_file.last)
         await self._in_thread(self._sync)
         await self._purge_trace()
         await self._purge_settled(archived_up_to)
