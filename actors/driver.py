@@ -116,7 +116,7 @@ class Driver(Actor):
             self._held.discard(event.episode)
             raise
         try:
-            run = self._run_of(event)
+            run = self._run_of(event, stored.sequence)
             state = await run.take()
         except BaseException:
             self._let_go(event.episode)
@@ -133,7 +133,9 @@ class Driver(Actor):
     async def poisoned(self, stored: Stored) -> None:
         """A request that fails again and again ends its episode; its group must not wait for it."""
         if isinstance(stored.event, EpisodeRequested):
-            await self._run_of(stored.event).die("poison", "no driver could take it; see DEAD and the drivers' logs")
+            await self._run_of(stored.event, stored.sequence).die(
+                "poison", "no driver could take it; see DEAD and the drivers' logs"
+            )
 
     def _let_go(self, episode: str) -> None:
         """Forget an episode and free its place."""
@@ -146,13 +148,14 @@ class Driver(Actor):
         self._engines.forget(episode)
         self._slots.release()
 
-    def _run_of(self, request: EpisodeRequested) -> EpisodeRun:
+    def _run_of(self, request: EpisodeRequested, asked_at: int) -> EpisodeRun:
         return EpisodeRun(
             bus=self.bus,
             platform=self.platform,
             services=self,
             agent=self._agent,
             request=request,
+            asked_at=asked_at,
             driver=self.context.actor_id,
             start=start_of(request, self.settings.agent),
             deadline_s=self.settings.run.episode_deadline_s,

@@ -101,8 +101,8 @@ class Recorder(Actor):
         last, stored = self._outcome_file.last, await self.bus.last_sequence("outcomes")
         if last > stored:
             raise ArchiveError(
-                f"{self._outcome_file.path} holds outcome {last}, but OUTCOMES ends at {stored}: the broker's store is older than "
-                "the archive. Put the store back that belongs to this run, or begin a new run"
+                f"{self._outcome_file.path} holds outcome {last}, but OUTCOMES ends at {stored}: the broker's store is older "
+                "than the archive. Put the store back that belongs to this run, or begin a new run"
             )
 
     # --- outcomes ---

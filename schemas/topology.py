@@ -155,6 +155,7 @@ TOPOLOGY = Topology(
         Reader("scheduler", "plan"),
         Reader("scheduler", "outcomes"),
         Reader("scheduler", "policy"),
+        Reader("driver", "plan", (events.PlanFolded,), in_order=False),
         Reader("driver", "trace", in_order=False),
         Reader("driver", "blobs", in_order=False),
         Reader("driver", "outcomes", in_order=False),

@@ -102,9 +102,11 @@ class EpisodeRun:
     tool_timeout_s: float
     taken_over: bool = False
     """Whether another driver has held it before."""
+    asked_at: int = 0
+    """Where the request lies in PLAN, 0 if that is not known."""
 
     def __post_init__(self) -> None:
-        self.trace = HeldTrace(self.bus, self.request.episode)
+        self.trace = HeldTrace(self.bus, self.request.episode, self.request, self.asked_at)
         self._generation = ""
         self._n_asked = 0
         self._n_fruitless = 0

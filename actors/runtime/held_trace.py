@@ -15,7 +15,7 @@ from actors.runtime.bus import Bus, Stored
 from asearch.agents.recorded import valid_facts
 from asearch.errors import AsearchError, BusError, ConflictError
 from schemas.codec import encode
-from schemas.events import EpisodeTaken, Outcome, TraceFact
+from schemas.events import EpisodeRequested, EpisodeTaken, Outcome, PlanFolded, TraceFact
 
 MAX_TRIES = 5
 """Times that an episode is read again after one refusal; every time somebody or another outage came in between."""
@@ -34,6 +34,9 @@ class HeldTrace:
 
     bus: Bus
     episode: str
+    request: EpisodeRequested | None = None
+    asked_at: int = 0
+    """Where the request lies in PLAN, 0 if that is not known."""
     known: list[TraceFact] = field(default_factory=list[TraceFact])
     """The valid facts: those that were there when the episode was taken, then this driver's own. The last may be in doubt."""
     last_sequence: int = 0
@@ -49,7 +52,16 @@ class HeldTrace:
 
     async def has_outcome(self) -> bool:
         """Whether the episode has ended. Raises BusError."""
-        return any(isinstance(item.event, Outcome) for item in await self._read("outcomes"))
+        return any(isinstance(item.event, Outcome) for item in await self._read("outcomes")) or await self._is_settled()
+
+    async def _is_settled(self) -> bool:
+        """Whether PLAN says so: the outcome is purged once `PlanFolded` stands for it, and then TRACE is empty too."""
+        if self.request is None or not self.asked_at:
+            return False
+        found = await self.bus.get_last(PlanFolded, self.bus.run)
+        if found is None or not isinstance(found.event, PlanFolded) or found.sequence < self.asked_at:
+            return False
+        return self.request.member not in found.event.open.get(self.request.group, [])
 
     async def take(self, taken: EpisodeTaken, before: Sequence[Stored] = ()) -> None:
         """Hold the episode after the messages `before`. Raises ConflictError if these are not all there is, BusError."""
