@@ -206,6 +206,8 @@ class Recorder(Actor):
 
     def _on_trace(self, stored: Stored) -> None:
         self._trace_sequence = stored.sequence
+        if stored.event is None:
+            return
         episode = stored.key[-1] if stored.key else ""
         if episode not in self._names:
             self._first.setdefault(episode, stored.sequence)
