@@ -2,8 +2,9 @@
 
 import ast
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,13 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors.cli.audit import audit as audit_command
+from actors.cli.auditing.evidence import gather
+from actors.cli.auditing.findings import audit
+from actors.cli.auditing.problems import Problems
+from actors.runtime.following import follow
 from actors.runtime.jetstream import connect
+from actors.runtime.memory import MemoryBus
+from actors.runtime.memory_broker import MemoryBroker
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.workspace import Workspace
 from asearch.configuration.settings import RunSettings, Settings
 from asearch.evaluation.report import RunReport
 from asearch.learning.ledger import Ledger, LedgerSnapshot, Refill, StepClosed
 from asearch.learning.rules import ledger_rules
+from schemas.archive import ArchivedOutcome, archived_outcome
 from schemas.events import EpisodeGraded, Outcome, StepTrained
 from schemas.records import Version
 from tests.cli.audited import audited, commit, put, without_last
@@ -177,6 +185,94 @@ async def test_a_planted_error_in_a_step_is_named(what: str, tmp_path: Path) -> 
     replaced(story, "step-1-1", **fields)
     _, problems = await audited(story, tmp_path)
     assert name in problems.counts, problems.lines()
+
+
+def lines_of(story: Story) -> list[ArchivedOutcome]:
+    """What the recorder archives of a story."""
+    return [archived_outcome(n, event, b"") for n, event in enumerate(story.outcomes, 1)]
+
+
+def write_archive(run_dir: Path, lines: list[ArchivedOutcome], end: bytes = b"") -> None:
+    """Put `outcomes.jsonl` in place."""
+    (run_dir / "archive").mkdir(exist_ok=True)
+    data = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+    (run_dir / "archive" / "outcomes.jsonl").write_bytes(data + end)
+
+
+async def purged_audit(
+    story: Story, run_dir: Path, up_to: int, more: Callable[[MemoryBus], Awaitable[None]] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """The audit of a story whose outcomes are purged up to a sequence."""
+    platform = SystemPlatform(0)
+    bus = MemoryBus(MemoryBroker(platform), story.run, "audit", platform)
+    await put(bus, story)
+    await bus.purge("outcomes", up_to_sequence=up_to)
+    if more is not None:
+        await more(bus)
+    problems = Problems()
+    result = audit(await gather(bus, run_dir, problems), problems)
+    return result, problems.lines()
+
+
+async def test_purged_outcomes_come_from_the_archive(tmp_path: Path) -> None:
+    story = two_steps()
+    commit(story, tmp_path)
+    n = len(story.outcomes)
+    write_archive(tmp_path, lines_of(story), b'{"sequence": 99, "out')
+    whole, problems = await purged_audit(story, tmp_path, 0)
+    assert problems == []
+    assert whole["outcomes_from"] == {"n_stream": n, "n_archive": 0, "n_both": n, "n_late": 0}
+    for up_to in (7, n):
+        result, problems = await purged_audit(story, tmp_path, up_to)
+        assert problems == []
+        assert result["outcomes_from"] == {"n_stream": n - up_to, "n_archive": up_to, "n_both": n - up_to, "n_late": 0}
+        assert {**result, "outcomes_from": None} == {**whole, "outcomes_from": None}
+
+
+async def test_an_archive_that_is_not_what_was_purged_is_named(tmp_path: Path) -> None:
+    story = two_steps()
+    commit(story, tmp_path)
+    good = lines_of(story)
+    other = archived_outcome(9, story.outcomes[2], b"")
+    for name, lines, end in (
+        ("outcomes_missing", good[:2] + good[3:], b""),
+        ("archive_differs", [*good[:8], other, *good[9:]], b""),
+        ("archive_twice", [*good, good[0]], b""),
+        ("archive_unreadable", good, b"noise\n"),
+        ("archive_ahead", [*good, archived_outcome(len(good) + 1, story.outcomes[0], b"")], b""),
+    ):
+        write_archive(tmp_path, lines, end)
+        _, problems = await purged_audit(story, tmp_path, 7)
+        assert [line.partition(":")[0] for line in problems if line.startswith(("archive", "outcomes"))] == [name]
+
+
+async def test_a_second_outcome_is_void_only_where_the_first_was_purged(tmp_path: Path) -> None:
+    story = two_steps()
+    commit(story, tmp_path)
+    write_archive(tmp_path, lines_of(story))
+    again = story.outcomes[0]
+    assert isinstance(again, Outcome)
+
+    async def second(bus: MemoryBus) -> None:
+        await bus.append(msgspec.structs.replace(again, id="late"), again.episode)
+
+    result, problems = await purged_audit(story, tmp_path, 7, second)
+    assert problems == []
+    assert result["outcomes_from"]["n_late"] == 1
+    _, problems = await purged_audit(story, tmp_path, 0, second)
+    assert any(line.startswith("double_outcome") for line in problems)
+
+
+async def test_a_view_attached_late_reads_the_archive(tmp_path: Path) -> None:
+    story = two_steps()
+    write_archive(tmp_path, lines_of(story))
+    platform = SystemPlatform(0)
+    bus = MemoryBus(MemoryBroker(platform), story.run, "viewer", platform)
+    await put(bus, story)
+    for up_to in (7, len(story.outcomes)):
+        await bus.purge("outcomes", up_to_sequence=up_to)
+        async with follow(bus, tmp_path) as view:
+            assert view.report.to_json() == folded(story).to_json()
 
 
 async def test_a_result_that_differs_is_named(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path, PurePath
 import msgspec
 import xxhash
 
+from actors.cli.auditing.buried import check_undecodable
 from actors.cli.auditing.outcomes import OutcomeSources, outcomes_of
 from actors.cli.auditing.problems import Problems
 from actors.runtime.bus import Bus, Stored
-from schemas.events import CheckpointCommitted, Event, EventRefused, Outcome, RunEnded, RunStarted, TrainerClaimed
+from schemas.events import CheckpointCommitted, Event, Outcome, RunEnded, RunStarted, TrainerClaimed
 from schemas.records import Interval
 
 MANIFEST = "manifest.json"
@@ -105,19 +106,10 @@ async def _read(bus: Bus, stream: str, problems: Problems) -> list[tuple[int, Ev
                 undecodable.append(stored)
             else:
                 facts.append((stored.sequence, stored.event))
-    buried = await _buried(bus) if undecodable else set[tuple[str, ...]]()
-    for stored in undecodable:
-        if (stream, str(stored.sequence)) not in buried:
-            problems.add("undecodable", f"message {stored.sequence} of {stream.upper()}: {stored.malformed}")
+    await check_undecodable(bus, stream, undecodable, problems)
     if first > 1:
         problems.add("purged", f"{stream.upper()} begins at {first}: what lay before cannot be audited")
     return facts
-
-
-async def _buried(bus: Bus) -> set[tuple[str, ...]]:
-    """Stream and sequence of every message in DEAD."""
-    async with aclosing(bus.read("dead", events=(EventRefused,), follow=False)) as reader:
-        return {stored.key async for stored in reader}
 
 
 def _rules(plan: list[tuple[int, Event]], problems: Problems) -> Rules | None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import msgspec
 
+from actors.cli.auditing.buried import check_undecodable
 from actors.cli.auditing.problems import Problems
-from actors.runtime.bus import Bus
+from actors.runtime.bus import Bus, Stored
 from schemas.archive import OUTCOMES, ArchivedOutcome, archived_outcome, decode_outcome
-from schemas.events import Event, Outcome
+from schemas.events import Outcome
 
 Sequenced = list[tuple[int, Outcome]]
 
@@ -30,19 +31,17 @@ class OutcomeSources:
 async def outcomes_of(bus: Bus, run_dir: Path, problems: Problems) -> tuple[Sequenced, OutcomeSources]:
     """All outcomes in order. Raises BusError."""
     last = (await bus.stream_info("outcomes")).last_sequence
-    stream: dict[int, tuple[bytes, Event | None]] = {}
+    stream: dict[int, Stored] = {}
     async with aclosing(bus.read("outcomes", follow=False)) as reader:
         async for stored in reader:
-            stream[stored.sequence] = (stored.data, stored.event)
-            if stored.event is None:
-                problems.add("undecodable", f"message {stored.sequence} of OUTCOMES: {stored.malformed}")
-            elif not isinstance(stored.event, Outcome):
+            stream[stored.sequence] = stored
+            if stored.event is not None and not isinstance(stored.event, Outcome):
                 problems.add("foreign_fact", f"message {stored.sequence} of OUTCOMES is a {type(stored.event).__name__}")
+    await check_undecodable(bus, "outcomes", [each for each in stream.values() if each.event is None], problems)
     last = max(last, *stream) if stream else last
     lines = _lines(run_dir / "archive" / OUTCOMES, problems)
     for sequence in sorted(stream.keys() & lines.keys()):
-        data, event = stream[sequence]
-        if archived_outcome(sequence, event, data) != lines[sequence]:
+        if archived_outcome(sequence, stream[sequence].event, stream[sequence].data) != lines[sequence]:
             problems.add("archive_differs", f"outcome {sequence} is archived otherwise than OUTCOMES holds it")
     kept = {number: line for number, line in lines.items() if number <= last and number not in stream}
     missing = [number for number in range(1, last + 1) if number not in stream and number not in kept]
@@ -52,7 +51,7 @@ async def outcomes_of(bus: Bus, run_dir: Path, problems: Problems) -> tuple[Sequ
     end = (await bus.stream_info("outcomes")).last_sequence
     if max(lines, default=0) > end:
         problems.add("archive_ahead", f"outcome {max(lines)} is archived, but OUTCOMES ends at {end}")
-    found: Sequenced = [(number, event) for number, (_, event) in stream.items() if isinstance(event, Outcome)]
+    found: Sequenced = [(number, each.event) for number, each in stream.items() if isinstance(each.event, Outcome)]
     found += [(number, line.outcome) for number, line in kept.items() if line.outcome is not None]
     outcomes, n_late = _without_late(sorted(found, key=lambda each: each[0]), kept)
     return outcomes, OutcomeSources(len(stream), len(kept), len(stream.keys() & lines.keys()), n_late)
