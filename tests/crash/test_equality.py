@@ -15,8 +15,8 @@ from tests.crash.trainer_process import STATUS_OF_OURS
 
 STEPS = 8
 SETTINGS = settings_of(STEPS)
-SMOKE = ["trainer.checkpoint_whole:1", "trainer.exported:3"]
-"""Between a checkpoint's manifest and its name, and between an export and its announcement."""
+SMOKE = ["trainer.checkpoint_in_place:1", "trainer.exported:3"]
+"""Between a checkpoint's name and its commit, and between an export and its announcement."""
 CHAINS = {
     "resume": [
         "trainer.checkpoint_committed:1",
@@ -26,21 +26,21 @@ CHAINS = {
         "trainer.exported:1",
     ],
     "step": [
-        "trainer.step_asked:1:rank",
+        "trainer.step_asked:5:rank",
         "trainer.updated:2",
         "trainer.recorded:1",
         "trainer.export_asked:2:rank",
         "trainer.done:1",
     ],
     "checkpoint": [
+        "trainer.checkpoint_in_place:1",
         "trainer.checkpoint_asked:1",
         "trainer.checkpoint_copied:1",
         "trainer.checkpoint_copied:1:rank",
         "trainer.checkpoint_written:1",
-        "trainer.checkpoint_whole:1",
     ],
     "committing": [
-        "trainer.checkpoint_in_place:1",
+        "trainer.checkpoint_whole:1",
         "trainer.checkpoints_pruned:1",
         "trainer.exported:2",
         "trainer.last_checkpoint:1",
@@ -66,7 +66,9 @@ async def crash_and_compare(make_run: MakeRun, faults: list[str]) -> None:
     shards = [(await run.last_published()).manifest.shards for run in (straight, broken)]
     assert shards[0] == shards[1]
     policy = [event for _, event in await broken.policy()]
-    assert sum(isinstance(event, TrainerClaimed) for event in policy) == len(faults) + 1
+    claims = [event for event in policy if isinstance(event, TrainerClaimed)]
+    assert len(claims) == len(faults) + 1
+    assert any(claim.checkpoint is not None and 0 < claim.step < STEPS for claim in claims), "no life went on from a checkpoint"
     assert sum(isinstance(event, StepTrained) for event in policy) > STEPS
 
 
