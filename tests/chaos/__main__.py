@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import msgspec
+import structlog
 import uvloop
 
 from asearch.errors import AsearchError
@@ -36,6 +37,7 @@ def main(n_faults: int, seed: int, kinds: tuple[str, ...], small: bool, keep: Pa
     """Kill, stop and restart the processes of a training run while it trains; nothing may be lost or counted twice."""
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise click.UsageError(f"{keep} exists and is not empty: give --keep a new folder")
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     scale = SMOKE if small else FULL
     counts = {"driver": 2, "engine": scale.n_engines, "server": scale.n_engines}
     faults = schedule(seed, n_faults, scale.lease_s, counts, kinds or KINDS)

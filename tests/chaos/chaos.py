@@ -32,6 +32,7 @@ RUN = "chaos"
 MAX_RESTARTS = 40
 """Failures of one process in a minute that the run bears: chaos must not be what ends it."""
 DRAIN_TIMEOUT_S = 900.0
+END_S = 5.0
 Say = Callable[[str], None]
 
 
@@ -63,7 +64,7 @@ async def chaos(folder: Path, scale: Scale, seed: int, faults: list[Fault], say:
         ended=ended.reason,
         abandoned=watch.counted("n_abandoned", "driver"),
         restarts={name: n for name, (_, n) in local.supervisor.children.items()},
-        left_over=left_over(folder, local.run_dir),
+        left_over=await left_over(folder, local.run_dir),
     )
     (local.run_dir / "faults.jsonl").write_bytes(
         b"".join(msgspec.json.encode(each.to_json()) + b"\n" for each in injector.struck)
@@ -131,8 +132,18 @@ def _accuracy(view: View, label: str) -> float | None:
     return float(found) if isinstance(found, int | float) else None
 
 
-def left_over(folder: Path, run_dir: Path) -> list[str]:
-    """Processes that name the run's folder, and the folder of its weights in shared memory."""
+async def left_over(folder: Path, run_dir: Path) -> list[str]:
+    """What is there after END_S: processes that name the run's folder, and the folder of its weights in shared memory.
+
+    A rank whose trainer was killed ends when it sees that, and not before.
+    """
+    deadline_s = time.monotonic() + END_S
+    while (found := _left_over(folder, run_dir)) and time.monotonic() < deadline_s:  # noqa: ASYNC110 -- nobody tells of their end
+        await asyncio.sleep(0.2)
+    return found
+
+
+def _left_over(folder: Path, run_dir: Path) -> list[str]:
     found: list[str] = []
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or ())

@@ -76,7 +76,7 @@ class Injector:
                     under_way.clear()
                     await self._until_busy(fault)
                 await asyncio.sleep(fault.pause_s)
-                self._refuse_late(fault)
+                self.refuse_late(fault)
                 under_way.append(tasks.create_task(self._strike(fault), name=fault.kind))
 
     async def _until_busy(self, fault: Fault) -> None:
@@ -105,7 +105,8 @@ class Injector:
         run = self.local.settings.run
         return run.steps - run.eta - 2
 
-    def _refuse_late(self, fault: Fault) -> None:
+    def refuse_late(self, fault: Fault) -> None:
+        """Raises ChaosError where the run is so near its end that some actors have nothing more to do."""
         if self._is_over:
             raise ChaosError(
                 f"the run came to step {self.watch.step} of {self.local.settings.run.steps} before fault {fault.number} of "
@@ -122,7 +123,7 @@ class Injector:
         await self.victims.hit(fault, process)
         if fault.action == "stop":
             from_ns = time.time_ns()
-        condition = self._recovery(fault, name, actor_pid, from_ns)
+        condition = self.recovery(fault, name, actor_pid, from_ns)
         if not await self.watch.until(condition, RECOVERY_TIMEOUT_S):
             lives = self.watch.lives.get(name)
             raise ChaosError(
@@ -135,7 +136,7 @@ class Injector:
     def _pid_of(self, name: str) -> int | None:
         return self.local.supervisor.children.get(name, (None, 0))[0]
 
-    def _recovery(self, fault: Fault, name: str, pid: int | None, from_ns: int) -> Callable[[], bool]:
+    def recovery(self, fault: Fault, name: str, pid: int | None, from_ns: int) -> Callable[[], bool]:
         """What has to hold: the actor is ready again and has done its work since; after the broker's faults all are ready, and
         facts of episodes are appended; after the corpus server's a tool has returned since the new one listens."""
         watch = self.watch

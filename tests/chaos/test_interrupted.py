@@ -1,5 +1,6 @@
 """A chaos run that is interrupted while a process of it is stopped leaves nothing behind."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 130, said
     assert "interrupted: every process was stopped" in said
-    assert left_over(folder, folder / "chaos") == []
+    assert asyncio.run(left_over(folder, folder / "chaos")) == []
 
 
 def wait_for_a_stopped_process(folder: Path, deadline_s: float) -> None:

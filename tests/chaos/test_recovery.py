@@ -53,7 +53,7 @@ def tokens(engine: str, at_ns: int) -> TokensGenerated:
 
 async def test_a_killed_actor_has_to_be_ready_and_then_to_work(injector: Injector) -> None:
     watch = injector.watch
-    recovered = injector._recovery(Fault(0, "kill_engine", 0, 0.0), "engine-0", 7, from_ns=100)
+    recovered = injector.recovery(Fault(0, "kill_engine", 0, 0.0), "engine-0", 7, from_ns=100)
     await watch.saw(tokens("engine-0", 150))
     await watch.heard(beat("engine-0", 7, 140))
     assert not recovered(), "that was the process before"
@@ -69,7 +69,7 @@ async def test_a_killed_actor_has_to_be_ready_and_then_to_work(injector: Injecto
 
 async def test_a_stopped_actor_has_to_work_after_it_went_on(injector: Injector) -> None:
     watch = injector.watch
-    recovered = injector._recovery(Fault(0, "stop_trainer", 0, 0.0, 3.0), "trainer-0", 7, from_ns=100)
+    recovered = injector.recovery(Fault(0, "stop_trainer", 0, 0.0, 3.0), "trainer-0", 7, from_ns=100)
     await watch.saw(step(3, 90))
     await watch.heard(beat("trainer-0", 7, 110))
     assert not recovered()
@@ -86,7 +86,7 @@ async def test_the_rank_is_recovered_with_its_trainer(injector: Injector) -> Non
 
 async def test_after_the_broker_everybody_has_to_be_heard_again(injector: Injector) -> None:
     watch = injector.watch
-    recovered = injector._recovery(Fault(0, "kill_broker", 0, 0.0), "broker", None, from_ns=100)
+    recovered = injector.recovery(Fault(0, "kill_broker", 0, 0.0), "broker", None, from_ns=100)
     await watch.saw(tokens("engine-0", 200))
     for _, name in actors_of(injector.local.settings):
         assert not recovered()
@@ -96,10 +96,14 @@ async def test_after_the_broker_everybody_has_to_be_heard_again(injector: Inject
     assert recovered()
 
 
+def pid_8(_self: Injector, _name: str) -> int:
+    return 8
+
+
 async def test_the_corpus_server_has_to_listen_before_a_tool_counts(injector: Injector, monkeypatch: pytest.MonkeyPatch) -> None:
     watch, port_file = injector.watch, injector.local.run_dir / "corpus.port"
-    recovered = injector._recovery(Fault(0, "kill_corpus", 0, 0.0), "corpus", 7, from_ns=100)
-    monkeypatch.setattr(Injector, "_pid_of", lambda self, name: 8)
+    recovered = injector.recovery(Fault(0, "kill_corpus", 0, 0.0), "corpus", 7, from_ns=100)
+    monkeypatch.setattr(Injector, "_pid_of", pid_8)
     await watch.saw(ToolReturned(id="r", at_ns=900, episode="e", call="c", turn=0))
     assert not recovered(), "the new one does not listen yet"
     port_file.parent.mkdir(parents=True)
@@ -143,7 +147,7 @@ async def test_a_driver_works_when_it_takes_an_episode() -> None:
 async def test_a_fault_that_would_come_after_the_plan_is_made_is_an_error(injector: Injector) -> None:
     steps = injector.local.settings.run.steps
     await injector.watch.saw(step(steps - 6, 1))
-    injector._refuse_late(Fault(0, "kill_tool", 0, 0.0))
+    injector.refuse_late(Fault(0, "kill_tool", 0, 0.0))
     await injector.watch.saw(step(steps - 5, 2))
     with pytest.raises(ChaosError, match="plan more steps"):
-        injector._refuse_late(Fault(0, "kill_tool", 0, 0.0))
+        injector.refuse_late(Fault(0, "kill_tool", 0, 0.0))
