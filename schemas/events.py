@@ -254,7 +254,7 @@ class EpisodeFinished(HeldFact, tag="episode_finished", frozen=True, kw_only=Tru
     elapsed_ns: int = 0
     """How long the driver that finished it held it."""
     oldest: Version | None = None
-    """The oldest version among its generated tokens."""
+    """The version of the lowest step among its generated tokens."""
     generated_blob: BlobRef | None = None
     """Where `generated` lies instead, when it is large: a msgpack list of texts."""
     meta: dict[str, str] = {}
@@ -296,7 +296,7 @@ class EpisodeGraded(Outcome, tag="episode_graded", frozen=True, kw_only=True):
     n_reads: Count
     """Calls of the access tool."""
     oldest: Version | None = None
-    """The oldest version among its generated tokens."""
+    """The version of the lowest step among its generated tokens."""
     elapsed_ns: int = 0
     """As in `EpisodeFinished`."""
     meta: dict[str, str] = {}

@@ -8,7 +8,8 @@ from schemas.records import ToolUse, Version
 
 
 class Transcript(msgspec.Struct, frozen=True, kw_only=True):
-    """`generated` is the text of every complete generation, by turn. `oldest` is the oldest version that any token has."""
+    """`generated` is the text of every complete generation, by turn. `oldest` is the version of the
+    lowest step that any token has."""
 
     status: str
     answer: str | None
@@ -38,5 +39,6 @@ def transcript(state: EpisodeState) -> Transcript:
         n_tokens_generated=sum(n_tokens(piece.ids) for piece in own),
         n_searches=sum(use.tool == "search" for use in served),
         n_reads=sum(use.tool == "access" and use.n_documents > 0 for use in served),
-        oldest=min(versions, default=None),
+        # By step, as staleness is counted: a later lineage may have gone back to an earlier step.
+        oldest=min(versions, key=lambda version: (version.step, version.lineage), default=None),
     )

@@ -12,6 +12,7 @@ import pytest
 from schemas.events import AnyEvent, EpisodeFinished, EpisodeRequested, EpisodeTaken, Event, ToolReturned
 from tests.sim.faults import Fault
 from tests.sim.many import run_many
+from tests.sim.run import run_seed
 from tests.sim.scenario import Scenario
 from tests.sim.simulation import Simulation
 
@@ -78,6 +79,18 @@ def test_what_a_killed_recorder_had_not_flushed_is_never_flushed(tmp_path: Path)
 def test_seeds(first: int) -> None:
     told = run_many(range(first, first + 25), workers=2)
     assert told["failing_seeds"] == []
+
+
+SEEDS_THAT_FOUND_SOMETHING = {
+    21: "the recorder waited for the end of an episode that the broker had lost",
+    116: "a trainer that was taken for dead exported into a folder that its successor had deleted",
+    202: "tokens of a later lineage's earlier step were not counted as the oldest: the trainer refused its batch for ever",
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS_THAT_FOUND_SOMETHING)
+def test_seeds_that_found_something(seed: int) -> None:
+    assert run_seed(seed).problems == []
 
 
 @pytest.mark.slow
