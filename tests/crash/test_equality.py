@@ -26,7 +26,8 @@ CHAINS = {
         "trainer.exported:1",
     ],
     "step": [
-        "trainer.step_asked:5:rank",
+        "trainer.checkpoints_pruned:1",
+        "trainer.step_asked:1:rank",
         "trainer.updated:2",
         "trainer.recorded:1",
         "trainer.export_asked:2:rank",
@@ -47,7 +48,7 @@ CHAINS = {
         "trainer.published:1",
     ],
 }
-"""20 crash points: each is met by the life that resumes after the one before it."""
+"""21 crashes: each is met by the life that resumes after the one before it."""
 
 
 async def crash_and_compare(make_run: MakeRun, faults: list[str]) -> None:
