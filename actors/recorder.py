@@ -212,8 +212,8 @@ class Recorder(Actor):
         if episode not in self._names:
             self._first.setdefault(episode, stored.sequence)
         elif isinstance(stored.event, EpisodeFinished | ToolReturned) and _refers(stored.event):
-            # A driver that was stopped for long has stored payloads again.
-            self._unsettled.append((self._taken, episode))
+            # A driver that was stopped for long has stored payloads again. The outcome is archived, so it is not after these.
+            self._unsettled.append((max(self._taken, self._outcome_file.last), episode))
 
     def _on_policy(self, stored: Stored) -> None:
         match stored.event:
