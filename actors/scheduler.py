@@ -244,10 +244,8 @@ class Scheduler(Actor):
 
     async def _bury_between(self, before: int, after: int) -> None:
         """Nobody else reads PLAN in order, because of the answer keys in it."""
-        async with aclosing(self.bus.read("plan", start_sequence=before + 1, follow=False)) as plan:
-            async for stored in plan:
-                if stored.sequence >= after:
-                    return
+        for stored in await self.bus.read_key("plan", after=before):
+            if stored.sequence < after:
                 await self.is_fact(stored)
 
     async def _fold_if_due(self) -> None:

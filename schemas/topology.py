@@ -280,6 +280,11 @@ def any_fact(run: str, stream: str, *key: str) -> str:
     return f"asearch.{run}.{stream}.*.*.{'.'.join(key) if key else '>'}"
 
 
+def any_message(run: str, stream: str) -> str:
+    """The filter that matches every message of a stream, also one whose subject no fact has."""
+    return f"asearch.{run}.{stream}.>"
+
+
 def core_subject(run: str, message: type[commands.Message], key: str) -> str:
     """The core subject of a message with this key."""
     row = _CORE_BY_TYPE[message]

@@ -1,33 +1,32 @@
-"""Conditional appends and look-ups that a message nobody can read does not stop."""
+"""Conditional appends and look-ups that messages which nobody can read do not stop."""
 
-from contextlib import aclosing
 from typing import TypeVar
 
 import msgspec
 
-from actors.runtime.bus import Bus, Scope, Stored
-from asearch.errors import ConflictError
+from actors.runtime.bus import APPEND_TIMEOUT_S, Bus, Scope, Stored
+from asearch.errors import ConflictError, NotStoredError
 from schemas.events import Event
 from schemas.topology import fact_of
 
 FactType = TypeVar("FactType", bound=Event)
-MAX_PASSES = 16
-"""How often an append may be refused because of further malformed messages before it fails."""
 
 
 async def append_past_malformed(bus: Bus, event: Event, *key: str, expected: int, scope: Scope = Scope.KEY) -> int:
     """Append after `expected`, passing over messages that came meanwhile if none of them is a fact; the new sequence.
 
-    The id gets a suffix where a malformed message holds it. Raises ConflictError if a fact came in between, else as `append`.
+    The id gets a suffix where a malformed message holds it. Raises ConflictError if a fact came in between, NotStoredError if
+    malformed messages came in between again and again for APPEND_TIMEOUT_S, else as `append`.
     """
     offered, n_passes = event, 0
+    deadline_s = bus.platform.monotonic() + APPEND_TIMEOUT_S
     while True:
         try:
             return await bus.append(offered, *key, expected=expected, scope=scope)
-        except ConflictError:
+        except ConflictError as error:
             later = await _after(bus, fact_of(type(event)).stream, key, expected, scope)
             n_passes += 1
-            if n_passes > MAX_PASSES or any(each.event is not None for each in later):
+            if any(each.event is not None for each in later):
                 raise
             if later:
                 expected = later[-1].sequence
@@ -36,6 +35,8 @@ async def append_past_malformed(bus: Bus, event: Event, *key: str, expected: int
                 offered = msgspec.structs.replace(event, id=f"{event.id}-after-{expected}")
             else:
                 raise
+            if bus.platform.monotonic() > deadline_s:
+                raise NotStoredError(f"malformed messages came in between {n_passes} times: {error}") from error
 
 
 async def last_fact(bus: Bus, kind: type[FactType], *key: str) -> FactType | None:
@@ -48,7 +49,4 @@ async def last_fact(bus: Bus, kind: type[FactType], *key: str) -> FactType | Non
 
 
 async def _after(bus: Bus, stream: str, key: tuple[str, ...], expected: int, scope: Scope) -> list[Stored]:
-    if scope is Scope.KEY:
-        return [each for each in await bus.read_key(stream, *key) if each.sequence > expected]
-    async with aclosing(bus.read(stream, start_sequence=expected + 1, follow=False)) as reader:
-        return [stored async for stored in reader]
+    return await bus.read_key(stream, *(key if scope is Scope.KEY else ()), after=expected)

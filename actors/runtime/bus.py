@@ -195,8 +195,8 @@ class Bus(Protocol):
         """The newest fact of one type under one key."""
         ...
 
-    async def read_key(self, stream: str, *key: str) -> list[Stored]:
-        """All facts of a stream under one key, in order."""
+    async def read_key(self, stream: str, *key: str, after: int = 0) -> list[Stored]:
+        """All messages of a stream under one key (none: of the whole stream) with a sequence above `after`, in order."""
         ...
 
     async def last_sequence(self, stream: str) -> int:

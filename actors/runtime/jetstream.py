@@ -153,8 +153,9 @@ class JetStreamBus(Bus):
         found = await self._api.last_on(stream, topology.subject(self.run, event, *key))
         return None if found is None else self._stored(stream, found)
 
-    async def read_key(self, stream: str, *key: str) -> list[Stored]:
-        found = await self._api.all_on(stream, topology.any_fact(self.run, stream, *key))
+    async def read_key(self, stream: str, *key: str, after: int = 0) -> list[Stored]:
+        filter_ = topology.any_fact(self.run, stream, *key) if key else topology.any_message(self.run, stream)
+        found = await self._api.all_on(stream, filter_, after)
         return [self._stored(stream, message) for message in found]
 
     def _stored(self, stream: str, message: DirectMessage) -> Stored:

@@ -286,11 +286,11 @@ class JetStreamApi:
         packet = await self.ask(f"$JS.API.DIRECT.GET.{self.stream(stream)}", {"seq": sequence})
         return None if packet.status == NOT_FOUND else _direct(packet)
 
-    async def all_on(self, stream: str, subject_filter: str) -> list[DirectMessage]:
-        """Every message on the filter, in order."""
+    async def all_on(self, stream: str, subject_filter: str, after: int = 0) -> list[DirectMessage]:
+        """Every message on the filter with a sequence above `after`, in order."""
         found: list[DirectMessage] = []
         while True:
-            after = found[-1].sequence if found else 0
+            after = found[-1].sequence if found else after
             batch, complete = await self._batch(stream, after + 1, subject_filter)
             found.extend(batch)
             if complete:

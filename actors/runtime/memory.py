@@ -202,10 +202,14 @@ class MemoryBus(Bus):
         found = [each for each in await self.read_key(stream, *key) if each.subject == subject]
         return found[-1] if found else None
 
-    async def read_key(self, stream: str, *key: str) -> list[Stored]:
+    async def read_key(self, stream: str, *key: str, after: int = 0) -> list[Stored]:
         held = self.broker.stream(self.run, stream)
-        name = ".".join(key)
-        found = await self._wire.ask(stream, lambda: [held.records[each] for each in held.by_key.get(name, ())])
+
+        def later() -> list[Record]:
+            sequences = held.by_key.get(".".join(key), ()) if key else sorted(held.records)
+            return [held.records[each] for each in sequences if each > after]
+
+        found = await self._wire.ask(stream, later)
         return [self.decoded(stream, record) for record in found]
 
     async def last_sequence(self, stream: str) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,25 @@ class FuzzedRun:
 
     async def ended(self, timeout_s: float) -> RunEnded:
         """The end of the run."""
-        (event,) = await self.stage.wait_for("plan", RunEnded, timeout_s=timeout_s)
+        (event,) = await self._unless_one_dies(self.stage.wait_for("plan", RunEnded, timeout_s=timeout_s))
         assert isinstance(event, RunEnded)
         return event
+
+    async def _unless_one_dies(self, waiting: Coroutine[Any, Any, Any]) -> Any:
+        """What is waited for. Raises AssertionError: with the deaths as soon as there is one, with all states at the timeout."""
+        task = asyncio.ensure_future(waiting)
+        try:
+            while not (await asyncio.wait([task], timeout=0.5))[0]:
+                assert not self.deaths(), self.deaths()
+            return task.result()
+        except TimeoutError:
+            raise AssertionError(f"{self.deaths()} {self.states()}") from None
+        finally:
+            task.cancel()
+
+    def states(self) -> dict[str, object]:
+        """What every actor says of itself."""
+        return {actor.context.actor_id: (actor.state, actor.waiting_for, actor.gauges()) for actor, _ in self.stage.living}
 
     def deaths(self) -> list[str]:
         """Actors that ended though nobody stopped them; the scheduler may."""

@@ -65,6 +65,26 @@ async def test_a_writer_of_a_whole_stream_passes_over_noise_and_is_refused_by_a_
     assert [each.event for each in await read_all(bus, "plan") if each.event] == [ended(0), ended(1), ended(2)]
 
 
+async def test_an_append_goes_on_for_as_long_as_only_noise_comes_in_between(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus, n_noise = await harness.bus("scheduler"), 40
+    await bus.ensure_topology()
+    append = bus.append
+    subjects = [topology.subject(harness.run, RunEnded, "r"), topology.subject(harness.run, RunEnded, "r")]
+    if harness.kind == "jetstream":
+        # A subject that no fact has; the broker in memory takes none.
+        subjects[1] = subjects[1].rpartition(".")[0]
+
+    async def preceded(*args, **options):  # type: ignore[no-untyped-def]
+        if await bus.last_sequence("plan") < n_noise:
+            await harness.inject("plan", subjects[await bus.last_sequence("plan") % 2], NOISE)
+        return await append(*args, **options)
+
+    monkeypatch.setattr(bus, "append", preceded)
+    assert await append_past_malformed(bus, ended(1), "r", expected=0, scope=Scope.STREAM) == n_noise + 1
+
+
 async def test_noise_under_another_model_does_not_concern_a_journal(harness: Harness) -> None:
     bus = await harness.bus("trainer")
     await bus.ensure_topology()
