@@ -438,6 +438,8 @@ class EventRequeued(Event, tag="event_requeued", frozen=True, kw_only=True):
     """As in `EventRefused`."""
     requeued: Count
     """Where the same bytes stand now, in the same stream."""
+    refused: str = ""
+    """`id` of the `EventRefused`; empty where that is `dead-{stream}-{sequence}`."""
 
 
 AnyEvent = (

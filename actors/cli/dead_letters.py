@@ -47,16 +47,17 @@ def printable(text: str) -> str:
 
 async def letters(bus: Bus) -> list[Letter]:
     """Everything in DEAD, oldest first."""
-    found: dict[tuple[str, int], Letter] = {}
+    found: dict[str, Letter] = {}
     strange: list[Letter] = []
     async with aclosing(_dead(bus)) as reader:
         async for stored in reader:
             event = stored.event
-            if isinstance(event, EventRequeued) and (event.stream, event.sequence) in found:
-                key = (event.stream, event.sequence)
-                found[key] = msgspec.structs.replace(found[key], requeued=event.requeued)
+            if isinstance(event, EventRequeued):
+                name = event.refused or f"dead-{event.stream}-{event.sequence}"
+                if name in found:
+                    found[name] = msgspec.structs.replace(found[name], requeued=event.requeued)
             elif isinstance(event, EventRefused):
-                found[event.stream, event.sequence] = _letter(stored, event)
+                found[event.id] = _letter(stored, event)
             elif event is None:
                 strange.append(_unreadable(stored))
     return sorted((*found.values(), *strange), key=lambda each: each.dead_sequence)
@@ -93,11 +94,12 @@ async def requeue(bus: Bus, letter: Letter, *, live: bool) -> int:
     data = await _whole(bus, letter)
     sequence = await bus.append_bytes(letter.subject, data, f"requeued-{letter.stream}-{letter.sequence}-{letter.dead_sequence}")
     told = EventRequeued(
-        id=f"requeued-{letter.stream}-{letter.sequence}",
+        id=f"requeued-{letter.id}",
         at_ns=bus.platform.now_ns(),
         stream=letter.stream,
         sequence=letter.sequence,
         requeued=sequence,
+        refused=letter.id,
     )
     await bus.append(told, letter.stream, str(letter.sequence))
     return sequence

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import structlog
 
 from actors.runtime.bus import Bus
-from asearch.errors import BlobMissingError
+from asearch.errors import BlobMissingError, TrainingError
 from asearch.learning.ledger import Ledger, LedgerRules, LedgerSnapshot, StepClosed
+from asearch.training.columns import check_segment
 from schemas.codec import MalformedError, decode_trajectory
 from schemas.events import EpisodeGraded, Outcome
 from schemas.local import TrainEpisode, TrainGroup
@@ -80,13 +81,16 @@ class BatchFeed:
             self._fetching[outcome.episode] = asyncio.create_task(self._fetch(outcome), name=f"fetch {outcome.episode}")
 
     async def _fetch(self, outcome: EpisodeGraded) -> list[Segment]:
-        """The segments of an episode; none where its trajectory is gone, so that one lost payload stops nobody."""
+        """The segments of an episode; none where its trajectory is gone or of no use, so that one bad payload stops nobody."""
         if outcome.trajectory is None:
             return []
         try:
             async with self._fetches:
-                return decode_trajectory(await self._bus.get_blob(outcome.trajectory)).segments
-        except (BlobMissingError, MalformedError) as error:
+                found = decode_trajectory(await self._bus.get_blob(outcome.trajectory)).segments
+            for segment in found:
+                check_segment(segment)
+            return found
+        except (BlobMissingError, MalformedError, TrainingError) as error:
             self._log.error("an episode is trained without its tokens", episode=outcome.episode, error=str(error))
             self.n_blobs_missing += 1
             return []

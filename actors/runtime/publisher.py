@@ -84,10 +84,14 @@ class Publisher:
     async def publish(self, subject: str, data: bytes, header: bytes | None, timeout_s: float) -> tuple[PubAck, int]:
         """Store a message. Returns the acknowledgement and how many times it was sent.
 
-        Raises ConflictError, StreamFullError, or NotStoredError if it is not known to be stored after the timeout.
+        Raises ConflictError, StreamFullError, BusError at once if it is too large, or NotStoredError if it is not known to be
+        stored after the timeout.
         """
         if self._closed:
             raise BusError(f"cannot append to {subject}: the connection is closed")
+        size, most = len(data) + len(header or b""), self._wire.client.max_payload
+        if size > most:
+            raise BusError(f"cannot append to {subject}: {size} bytes are more than one message holds ({most}); use BLOBS")
         deadline = self._platform.monotonic() + timeout_s
         while not self._closed and self._is_full(len(data)):
             await self._wait_for_room(subject, deadline)

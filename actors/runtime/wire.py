@@ -91,7 +91,8 @@ class _Client(Client):
             raise ConnectionClosedError
         if not self.is_connected and len(data) + self._pending_data_size > self._max_pending_size:
             raise OutboundBufferLimitError
-        if len(data) > self._max_payload:
+        if len(data) + len(header or b"") > self._max_payload:
+            # The broker would close the connection.
             raise MaxPayloadError
         if header is None:
             head = f"PUB {subject} {reply} {len(data)}\r\n".encode()

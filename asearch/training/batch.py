@@ -11,6 +11,7 @@ from asearch.errors import TrainingError
 from asearch.learning.advantages import estimators, whiten
 from asearch.learning.objectives import Objective
 from asearch.learning.staleness import segment_age, stale
+from asearch.training.columns import columns_of
 from asearch.training.settings import TrainerSettings
 from schemas.local import TrainStep
 from schemas.records import Segment
@@ -78,18 +79,8 @@ def masked_by_decile(batch: Batch) -> list[int]:
 
 def _add(batch: Batch, segment: Segment, group: int, command: TrainStep, needs_behaviour: bool) -> None:
     episode = len(batch.lengths) - 1
-    ids_T = _column(segment, "ids", "u4").astype(np.int64)
-    mask_T = _column(segment, "mask", "u1").astype(np.bool_)
-    if mask_T.shape != ids_T.shape:
-        raise TrainingError(f"segment {segment.id}: mask has shape {mask_T.shape}, ids {ids_T.shape}")
+    ids_T, mask_T, behaviour_T = columns_of(segment, needs_behaviour=needs_behaviour)
     batch.lengths[episode] += len(ids_T)
-    if mask_T[:1].any():
-        raise TrainingError(f"segment {segment.id}: its first token is marked as generated, but nothing precedes it")
-    behaviour_T = np.zeros(len(ids_T), dtype=np.float32)
-    if needs_behaviour:
-        behaviour_T = _column(segment, "logprobs", "f4").astype(np.float32)
-        if behaviour_T.shape != ids_T.shape or not np.isfinite(behaviour_T[mask_T]).all():
-            raise TrainingError(f"segment {segment.id}: behaviour log-probabilities are missing or not finite")
     if segment.versions or command.max_staleness is not None:
         mask_T = _without_stale(batch, segment, mask_T, command)
     trained_N = np.flatnonzero(mask_T)
@@ -125,13 +116,3 @@ def _advantages(command: TrainStep, batch: Batch, settings: TrainerSettings) -> 
     if not all(math.isfinite(a) for a in flat):
         raise TrainingError(f"the advantage {settings.advantage} is not finite for some episode of this batch")
     return flat
-
-
-def _column(segment: Segment, name: str, dtype: str) -> npt.NDArray[np.generic]:
-    column = segment.columns.get(name)
-    if column is None or column.dtype != dtype:
-        raise TrainingError(f"segment {segment.id} has no column {name} of type {dtype}")
-    values = np.frombuffer(column.data, dtype="<" + dtype)
-    if column.shape != values.shape:
-        raise TrainingError(f"segment {segment.id}: column {name} has {values.shape[0]} values, its shape says {column.shape}")
-    return values

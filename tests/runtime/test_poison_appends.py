@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from actors.cli import dead_letters
 from actors.runtime.appends import append_past_malformed
 from actors.runtime.bus import Scope, Stored
 from actors.runtime.dead_letters import MAX_KEPT_BYTES, bury
@@ -103,6 +104,20 @@ async def test_a_message_is_buried_once_whoever_refuses_it(harness: Harness) -> 
     (kept,) = [each.event for each in await read_all(bus, "dead")]
     assert isinstance(kept, EventRefused)
     assert (kept.stream, kept.sequence, kept.data, kept.size_bytes) == ("trace", 1, NOISE, len(NOISE))
+
+
+async def test_messages_that_had_one_sequence_one_after_the_other_are_all_kept(harness: Harness) -> None:
+    bus, other = await harness.bus("recorder"), await harness.bus("tool")
+    await bus.ensure_topology()
+    # What a broker that has lost the tail of TRACE twice gives out under sequence 7.
+    lives = [Stored("trace", "s", 7, data, None, "noise") for data in (b"\xc1 first", b"\xc1 second", b"\xc1 third")]
+    for stored in lives:
+        both = bury(bus, stored, "recorder", "why"), bury(other, stored, "tool", "why")
+        assert await asyncio.gather(*both) == [True, True]
+    kept = [each.event for each in await read_all(bus, "dead")]
+    assert [each.data for each in kept if isinstance(each, EventRefused)] == [stored.data for stored in lives]
+    found = await dead_letters.letters(bus)
+    assert len({letter.id for letter in found}) == 3 and found[0].id == "dead-trace-7"
 
 
 async def test_of_the_largest_message_the_beginning_is_kept(harness: Harness) -> None:
