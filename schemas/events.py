@@ -132,9 +132,9 @@ class PlanFolded(Event, tag="plan_folded", frozen=True, kw_only=True):
     refills: dict[int, int]
     """By open slot whose group was discarded: the refill that it waits for."""
     open: dict[str, list[int]]
-    """Admitted episodes without an outcome up to `watermark`: members by group."""
+    """Admitted episodes that had no outcome when this was written: members by group."""
     evaluations: dict[str, EvaluationFolded]
-    """By label, as of `watermark`."""
+    """By label, as of when this was written."""
 
 
 class RunEnded(Event, tag="run_ended", frozen=True, kw_only=True):

@@ -5,7 +5,6 @@ are admitted by the capacity rule: slot n belongs to step floor(n / groups_per_s
 of the newest published policy (AReaL, arXiv 2505.24298, equation 3, in groups).
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from asearch.learning.intervals import IntervalSet
@@ -66,8 +65,6 @@ class Planner:
         self._ledger = Ledger(self.rules.ledger)
         self._snapshot = self._ledger.snapshot()
         self._folded = 0
-        self._since: deque[tuple[int, Outcome]] = deque()
-        """The ends of episodes above the watermark of the snapshot, in order."""
         self._refilled: set[str] = set()
         self._open: dict[str, set[int]] = {}
         self._next_slot = 0
@@ -97,12 +94,11 @@ class Planner:
         self._folded = sequence
         if self.is_open(outcome.group, outcome.member):
             self._close(outcome)
-            self._since.append((sequence, outcome))
         if outcome.purpose != TRAIN:
             return
         for effect in self._ledger.fold(sequence, outcome):
             if not isinstance(effect, Refill):
-                self._keep(effect.snapshot)
+                self._snapshot = effect.snapshot
             elif (name := _group_name(effect.slot, effect.refill)) not in self._refilled:
                 self._refills[name] = effect
 
@@ -114,12 +110,7 @@ class Planner:
         if outcome.purpose == EVAL:
             evaluation = self.evaluations.setdefault(outcome.label, _Evaluation())
             evaluation.ended += 1
-            evaluation.correct += _is_correct(outcome)
-
-    def _keep(self, snapshot: LedgerSnapshot) -> None:
-        self._snapshot = snapshot
-        while self._since and self._since[0][0] <= snapshot.watermark:
-            self._since.popleft()
+            evaluation.correct += isinstance(outcome, EpisodeGraded) and outcome.correct
 
     def published(self, step: int) -> None:
         """A policy version was published."""
@@ -145,18 +136,11 @@ class Planner:
         return self._folded
 
     def fold(self, id: str, at_ns: int, run: str) -> PlanFolded:
-        """The state as of the last complete batch, less what PLAN and POLICY say."""
+        """The ledger as of the last complete batch, and what is open now: an outcome that comes again ends nothing twice."""
         snapshot = self._snapshot
         settled = IntervalSet(
             [*snapshot.counted, *snapshot.ungraded, *(each for part in snapshot.discarded.values() for each in part)]
         )
-        open_members = {group: set(members) for group, members in self._open.items()}
-        evaluations = {label: (each.ended, each.correct) for label, each in self.evaluations.items()}
-        for _, outcome in self._since:
-            open_members.setdefault(outcome.group, set()).add(outcome.member)
-            if outcome.purpose == EVAL:
-                ended, correct = evaluations[outcome.label]
-                evaluations[outcome.label] = (ended - 1, correct - _is_correct(outcome))
         return PlanFolded(
             id=id,
             at_ns=at_ns,
@@ -166,9 +150,9 @@ class Planner:
             settled=settled.after(snapshot.watermark),
             closed_slots=snapshot.closed_slots,
             refills=snapshot.refills,
-            open={group: sorted(members) for group, members in sorted(open_members.items())},
+            open={group: sorted(members) for group, members in sorted(self._open.items())},
             evaluations={
-                label: EvaluationFolded(ended=ended, correct=correct) for label, (ended, correct) in evaluations.items()
+                label: EvaluationFolded(ended=each.ended, correct=each.correct) for label, each in self.evaluations.items()
             },
         )
 
@@ -185,7 +169,6 @@ class Planner:
         )
         self._ledger = Ledger(self.rules.ledger, self._snapshot)
         self._folded = event.watermark
-        self._since.clear()
         self._open = {group: set(members) for group, members in event.open.items()}
         for label, folded in event.evaluations.items():
             evaluation = self.evaluations.setdefault(label, _Evaluation())
@@ -254,7 +237,3 @@ class Planner:
 
 def _group_name(slot: int, refill: int) -> str:
     return f"t-{slot}-{refill}"
-
-
-def _is_correct(outcome: Outcome) -> bool:
-    return isinstance(outcome, EpisodeGraded) and outcome.correct
