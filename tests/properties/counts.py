@@ -2,7 +2,7 @@
 
 import os
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 
 FACTOR = int(os.environ.get("PROPERTY_FACTOR", "1"))
 """Multiplies every number of examples; above 1 the examples are drawn anew each time."""
@@ -17,6 +17,5 @@ def examples(n: int, steps: int = 30) -> settings:
         derandomize=FACTOR == 1,
         database=None,
         print_blob=FACTOR > 1,
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
