@@ -9,8 +9,8 @@ from tests.planted.mutation import Mutation
 PAGE = Path(__file__).with_name("README.md")
 HEAD = """# Planted bugs
 
-Each row is a bug that a reviewer would call realistic. `python -m tests.planted` (`just planted`) copies the sources, puts one bug
-in at a time and runs the tests named for it, lowest level first, until one fails; before that the same tests pass without any bug.
+Each row is a bug that a reviewer would call realistic. `python -m tests.planted` (`just planted`) copies the sources, puts one
+bug in at a time and runs the tests named for it, lowest level first, until one fails; before that they all pass without any.
 A row whose text no longer fits the sources fails the fast suite, so the table cannot rot. This page is written by
 `python -m tests.planted --page`; the seconds are from that run, two at a time on two cores, start of pytest included.
 
