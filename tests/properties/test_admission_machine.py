@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from asearch.learning.ledger import Ledger, StepClosed
 from asearch.learning.planner import EVAL, TRAIN, Planner, PlanRules
-from schemas.events import EpisodeGraded, GroupAdmitted, Outcome
+from schemas.events import EpisodeGraded, GroupAdmitted, Outcome, PlanFolded
 from tests.learning.outcome_stories import admitted_of, apply, outcome_of, rules_of
 from tests.properties.counts import examples
 
@@ -28,7 +28,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.groups: dict[str, GroupAdmitted] = {}
         self.told: list[tuple[int, Outcome]] = []
         self.steps: list[StepClosed] = []
-        self.step = self.checkpoint = self.newest = 0
+        self.step = self.checkpoint = self.newest = self.purged = 0
         self._say("published", 0)
 
     def _say(self, kind: str, fact: object) -> None:
@@ -89,17 +89,24 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.step = self.checkpoint
         self._say("published", self.step)
 
+    @precondition(lambda self: self.planner.watermark > self.purged)
+    @rule()
+    def fold_and_purge(self) -> None:
+        """What stands for the settled outcomes goes to PLAN, and they are purged."""
+        self.facts.append(("folded", self.planner.fold("f", 0, "r")))
+        self.purged = self.planner.watermark
+
     @rule(seed=st.integers(0, 1000))
     def scheduler_restarts(self, seed: int) -> None:
-        """PLAN is folded first, then OUTCOMES and POLICY in whatever order they are read."""
+        """PLAN is folded first, then what is left of OUTCOMES and POLICY in whatever order they are read."""
         draw, anew = random.Random(seed), Planner(self.rules)
-        plan = [each for each in self.facts if each[0] == "admitted"]
+        plan = [each for each in self.facts if each[0] in ("admitted", "folded")]
         sources = [
-            [each for each in self.facts if each[0] == "ended"],
+            [("ended", told) for told in self.told if told[0] > self.purged],
             [each for each in self.facts if each[0] in ("published", "trained")],
         ]
-        for fact in plan:
-            apply(anew, *fact)
+        for kind, fact in plan:
+            anew.restore(fact) if isinstance(fact, PlanFolded) else apply(anew, kind, fact)
         while any(sources):
             apply(anew, *draw.choice([source for source in sources if source]).pop(0))
         assert (anew.phase, anew.wanted(), anew.n_in_flight) == (

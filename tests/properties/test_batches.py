@@ -42,7 +42,7 @@ def segment(name: str, drawn: list[tuple[int, int, int]]) -> Segment:
     return Segment(id=name, n_prompt=1, first_turn=0, last_turn=len(drawn), columns=columns, versions=versions)
 
 
-def command(drawn: Ages, eta: int, rule: str) -> TrainStep:
+def command(drawn: Ages, eta: int, rule: str, claimed: int = STEP) -> TrainStep:
     groups = [
         TrainGroup(
             group=f"g{number}",
@@ -53,24 +53,26 @@ def command(drawn: Ages, eta: int, rule: str) -> TrainStep:
         )
         for number, group in enumerate(drawn)
     ]
-    return TrainStep(step=STEP, lineage=LINEAGE, groups=groups, max_staleness=eta, rule=rule)
+    claims = (Version(lineage=LINEAGE - 1, step=0), Version(lineage=LINEAGE, step=claimed))
+    return TrainStep(step=STEP, lineage=LINEAGE, groups=groups, max_staleness=eta, rule=rule, claims=claims)
 
 
 @examples(100)
-@given(ages, st.integers(0, 4), st.sampled_from(["mask", "keep", "discard"]))
-def test_no_token_above_the_bound_is_trained_and_the_sums_agree(drawn: Ages, eta: int, rule: str) -> None:
+@given(ages, st.integers(0, 4), st.sampled_from(["mask", "keep", "discard"]), st.integers(0, STEP))
+def test_no_token_above_the_bound_is_trained_and_the_sums_agree(drawn: Ages, eta: int, rule: str, claimed: int) -> None:
     tokens = Counter(back for group in drawn for episode in group for size, back, _ in episode for _ in range(size))
     too_old = sum(n for back, n in tokens.items() if back > eta)
     if rule == "discard" and too_old:
         with pytest.raises(TrainingError, match="older than"):
-            compose(command(drawn, eta, rule), objectives.get("decoupled_ppo"), TrainerSettings())
+            compose(command(drawn, eta, rule, claimed), objectives.get("decoupled_ppo"), TrainerSettings())
         return
-    batch = compose(command(drawn, eta, rule), objectives.get("decoupled_ppo"), TrainerSettings())
+    batch = compose(command(drawn, eta, rule, claimed), objectives.get("decoupled_ppo"), TrainerSettings())
     kept = {back: n for back, n in tokens.items() if rule == "keep" or back <= eta}
     assert batch.staleness == kept
     assert batch.n_trained == sum(kept.values())
     assert sum(batch.masked) == (0 if rule == "keep" else too_old)
-    dead = sum(size for group in drawn for episode in group for size, back, gone in episode if gone and back in kept)
+    trained = [run for group in drawn for episode in group for run in episode if run[1] in kept]
+    dead = sum(size for size, back, gone in trained if gone and STEP - back > claimed)
     assert batch.n_dead_lineage == dead
 
 

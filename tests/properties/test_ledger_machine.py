@@ -76,6 +76,19 @@ class LedgerMachine(RuleBasedStateMachine):
         sequence, outcome = data.draw(st.sampled_from(self.told))
         assert self.ledger.fold(sequence, outcome) == []
 
+    @precondition(lambda self: bool(self.told))
+    @rule(data=st.data(), end=st.sampled_from(["graded", "dropped"]))
+    def tell_a_second_outcome(self, data: Any, end: str) -> None:
+        """Purged outcomes cannot refuse it; it changes nothing if its group is closed, and is not drawn for open ones."""
+        groups = {outcome.group: outcome for _, outcome in self.told}
+        ended = [outcome for name, outcome in groups.items() if name not in {group.group for group, _ in self.open}]
+        if not ended:
+            return
+        first = data.draw(st.sampled_from(ended))
+        admission = Admission(first.group, "train", first.slot, self.size, 0, "", first.refill)
+        self.last += 1
+        assert self.ledger.fold(self.last, outcome_of(admitted_of(admission, 0), first.member, end, 1.0, 0)) == []
+
     @rule(steps_back=st.integers(0, 2))
     def restart_from_a_checkpoint(self, steps_back: int) -> None:
         """What follows from the outcomes above the watermark is what followed the first time."""
