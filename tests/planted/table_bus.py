@@ -29,7 +29,7 @@ BUS = (
         "actors/runtime/reader.py",
         "if there is not None and there.at_ns != self._position_ns:",
         "if there is None and self._position_ns < 0:",
-        (crash(BROKER_LOSS + "::test_a_killed_broker_may_lose_the_tail_of_trace_and_writers_append_it_again"),),
+        (crash("tests/runtime/test_rewritten_tail.py"),),
     ),
     Mutation(
         "queue-forgets-on-restart",
@@ -93,6 +93,6 @@ BUS = (
         "actors/runtime/jsapi.py",
         '"max_deliver": -1,',
         '"max_deliver": 2,',
-        (prop(ON_A_SERVER),),
+        (unit("tests/actors/test_actor.py::test_a_poisonous_fact_goes_to_dead_and_holds_nobody_up"),),
     ),
 )

@@ -1,0 +1,150 @@
+"""Bugs of drivers, engines and whatever works on a queue."""
+
+from tests.planted.mutation import Mutation, sim, unit
+
+RUN = "actors/runtime/episode_run.py"
+HELD = "actors/runtime/held_trace.py"
+DRIVER = "tests/actors/test_driver.py"
+VERSIONS = "tests/actors/test_token_versions.py"
+SIM = "tests/sim/test_simulation.py"
+
+EPISODES = (
+    Mutation(
+        "ack-before-effect",
+        "a queued fact is acknowledged before its effects are stored",
+        "actors/runtime/actor.py",
+        "        keeper = asyncio.create_task(self._keep(delivery))\n        try:\n",
+        "        await delivery.ack()\n        keeper = asyncio.create_task(self._keep(delivery))\n        try:\n",
+        (unit("tests/actors/test_actor.py::test_a_poisonous_fact_goes_to_dead_and_holds_nobody_up"),),
+    ),
+    Mutation(
+        "malformed-event-stops-a-queue",
+        "bytes that are no event are given back again and again",
+        "actors/runtime/actor.py",
+        '            await self.bury(stored, stored.malformed or "malformed")\n            await delivery.term()\n',
+        "            await delivery.nak(0.01)\n",
+        (unit("tests/actors/test_actor.py::test_bytes_that_are_no_event_go_to_dead_unchanged"),),
+    ),
+    Mutation(
+        "trace-without-compare-and-set",
+        "a driver appends whatever another one has appended meanwhile",
+        HELD,
+        "                self.last_sequence = await self.bus.append(fact, self.episode, expected=self.last_sequence)\n"
+        "            except ConflictError:\n                await self.reconcile()\n",
+        "                self.last_sequence = await self.bus.append(fact, self.episode)\n"
+        "            except ConflictError:\n                await self.reconcile()\n",
+        (unit(DRIVER + "::test_a_driver_that_is_refused_abandons_the_episode"),),
+    ),
+    Mutation(
+        "refused-driver-finishes-anyway",
+        "a driver whose episode another one holds appends its facts behind the other's",
+        HELD,
+        '            raise Abandoned(f"episode {self.episode} is held by another driver")\n',
+        "            return self.known[-1:]\n",
+        (unit(DRIVER + "::test_a_driver_that_is_refused_abandons_the_episode"),),
+    ),
+    Mutation(
+        "outcomes-without-compare-and-set",
+        "a second outcome is stored beside the first",
+        "actors/runtime/appends.py",
+        "return await bus.append(offered, *key, expected=expected, scope=scope)",
+        "return await bus.append(offered, *key, expected=expected if scope is Scope.STREAM else None, scope=scope)",
+        (unit("tests/actors/test_grader.py::test_the_first_outcome_stays"),),
+    ),
+    Mutation(
+        "takeover-begins-anew",
+        "a driver that takes over repeats the recorded generations and calls",
+        RUN,
+        "return fold(self.agent, self.start, await self._facts(facts))",
+        "return self.agent.begin(self.start)[0]",
+        (unit(DRIVER + "::test_a_driver_that_takes_over_goes_on_from_the_trace"), sim(SIM)),
+    ),
+    Mutation(
+        "takeover-drops-held-tokens",
+        "a driver that takes over asks for a generation from its beginning, though tokens of it are recorded",
+        RUN,
+        "return fold(self.agent, self.start, await self._facts(facts))",
+        "return fold(self.agent, self.start, await self._facts(\n"
+        "                fact for n, fact in enumerate(facts) if not isinstance(fact, TokensGenerated) or fact.finish\n"
+        "                or any(isinstance(later, TokensGenerated) and later.finish for later in facts[n:])\n"
+        "            ))",
+        (sim(SIM + "::test_a_driver_that_dies_is_replaced_and_its_episodes_go_on"),),
+    ),
+    Mutation(
+        "stale-attempt-counts",
+        "facts of a driver that was presumed dead are folded",
+        "asearch/agents/recorded.py",
+        "        elif not _is_from(holder, event):\n",
+        "        elif holder is None and event.attempt != -1:\n",
+        (unit("tests/agents"),),
+    ),
+    Mutation(
+        "duplicate-delivery-takes-twice",
+        "a request that is delivered again takes the episode again",
+        RUN,
+        "if finished or not stored or max(attempts, default=-1) >= self.request.attempt:",
+        "if finished or not stored or max(attempts, default=-1) > self.request.attempt:",
+        (unit("tests/actors/test_driver.py"),),
+    ),
+    Mutation(
+        "ended-episode-taken-again",
+        "an episode that has its outcome is driven once more",
+        RUN,
+        "        if await self.trace.has_outcome():\n            return None\n        taken",
+        "        taken",
+        (unit("tests/actors/test_driver.py"),),
+    ),
+    Mutation(
+        "stale-driver-ends-the-episode",
+        "a driver that was presumed dead drops an episode that another one goes on with",
+        RUN,
+        "        await self.trace.reconcile()\n        await append_outcome(",
+        "        await append_outcome(",
+        (unit("tests/actors/test_driver.py"),),
+    ),
+    Mutation(
+        "blob-after-its-event",
+        "the fact that refers to a payload is stored before the payload",
+        RUN,
+        "        blob = await self.bus.put_blob(request.episode, encode(trajectory))\n",
+        "        import xxhash\n\n        from schemas.records import BlobRef\n\n        data = encode(trajectory)\n"
+        "        ref = (xxhash.xxh3_128_hexdigest(data), len(data), 1)\n"
+        "        blob = BlobRef(episode=request.episode, hash=ref[0], size_bytes=ref[1], n_chunks=ref[2])\n"
+        "        self._late = asyncio.get_running_loop().call_later(\n"
+        "            5.0, lambda: asyncio.ensure_future(self.bus.put_blob(request.episode, data))\n        )\n",
+        (unit("tests/actors/test_blob_order.py"),),
+    ),
+    Mutation(
+        "version-from-the-caller",
+        "tokens are recorded under the version that the driver asked for",
+        RUN,
+        "            versions=chunk.versions,\n",
+        "            versions=[msgspec.structs.replace(run, version=Version(lineage=1, step=self.request.progress))"
+        " for run in chunk.versions],\n",
+        (unit(VERSIONS),),
+    ),
+    Mutation(
+        "version-from-the-engines-clock",
+        "tokens are told under the version that the engine holds when it tells of them",
+        "actors/engine.py",
+        "VersionRun(version=version_of(span.version), start",
+        "VersionRun(version=self.version or version_of(span.version), start",
+        (unit(VERSIONS),),
+    ),
+    Mutation(
+        "weights-replaced-under-way",
+        "weights are loaded while requests run",
+        "actors/engine.py",
+        '        await self._client.pause("retract")\n',
+        "",
+        (sim(SIM + "::test_a_run_completes_and_its_accounts_agree"),),
+    ),
+    Mutation(
+        "outage-graded",
+        "an episode whose engine is gone is finished as it stands and graded",
+        RUN,
+        '            await self.drop("engine_outage", str(error))\n            return\n',
+        "            log.warning(str(error))\n",
+        (unit("tests/actors/test_driver.py"),),
+    ),
+)

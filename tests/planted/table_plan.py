@@ -1,0 +1,65 @@
+"""Bugs of the scheduler and the recorder."""
+
+from tests.planted.mutation import Mutation, unit
+
+SCHEDULER = "actors/scheduler.py"
+RECORDER = "actors/recorder.py"
+
+PLAN = (
+    Mutation(
+        "plan-without-compare-and-set",
+        "two schedulers write one plan",
+        SCHEDULER,
+        "append_past_malformed(self.bus, event, *key, expected=before, scope=Scope.STREAM)",
+        "self.bus.append(event, *key)",
+        (unit("tests/actors/test_scheduler.py::test_of_two_schedulers_one_exits"),),
+    ),
+    Mutation(
+        "lease-never-lapses",
+        "what a driver once held is held for ever",
+        SCHEDULER,
+        "self._leases.items() if now_s - lease[0] < lease_s}",
+        "self._leases.items() if lease[0] <= now_s}",
+        (unit("tests/actors/test_lapsed_lease.py"),),
+    ),
+    Mutation(
+        "leases-ignored",
+        "an episode is asked for again though a driver works on it",
+        SCHEDULER,
+        "if episode in self._open and episode not in held and now_s",
+        "if episode in self._open and now_s",
+        (unit("tests/actors/test_scheduler.py::test_what_nobody_holds_is_asked_for_again"),),
+    ),
+    Mutation(
+        "group-left-half-requested",
+        "a scheduler that restarts does not ask for the episodes that an admitted group still lacks",
+        SCHEDULER,
+        "            self._unasked.update((request.episode, request) for request in self._requests_of(event))\n",
+        "",
+        (unit("tests/actors/test_scheduler.py::test_a_restart_asks_for_what_an_admitted_group_still_lacks"),),
+    ),
+    Mutation(
+        "leftovers-stay-in-flight",
+        "a run that ends gives its open episodes no outcome",
+        SCHEDULER,
+        '            await append_outcome(self.bus, dropped(request, self.platform.now_ns(), "run_ended"))\n',
+        "            continue\n",
+        (unit("tests/actors/test_scheduler.py::test_a_stop_in_the_middle_leaves_whole_groups_and_nothing_in_flight"),),
+    ),
+    Mutation(
+        "refills-forgotten-on-restart",
+        "a scheduler that restarts from what it wrote of the purged outcomes forgets the refills that were due",
+        "asearch/learning/planner.py",
+        "self._refills = {name: refill for name, refill in named.items() if name not in self._refilled}",
+        "self._refills = {}",
+        (unit("tests/learning/test_planner.py"),),
+    ),
+    Mutation(
+        "fold-of-the-wrong-moment",
+        "what stands for the purged outcomes holds later ones too, which are then folded twice",
+        "asearch/learning/planner.py",
+        "            open_members.setdefault(outcome.group, set()).add(outcome.member)\n",
+        "            open_members.setdefault(outcome.group, set())\n",
+        (unit("tests/learning/test_planner.py"),),
+    ),
+)
