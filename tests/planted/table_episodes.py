@@ -119,8 +119,9 @@ EPISODES = (
         "tokens are recorded under the version that the driver asked for",
         RUN,
         "            versions=chunk.versions,\n",
-        "            versions=[msgspec.structs.replace(run, version=Version(lineage=1, step=self.request.progress))"
-        " for run in chunk.versions],\n",
+        "            versions=[\n                type(run)(\n"
+        "                    version=type(run.version)(lineage=1, step=self.request.progress), start=run.start, end=run.end\n"
+        "                )\n                for run in chunk.versions\n            ],\n",
         (unit(VERSIONS),),
     ),
     Mutation(

@@ -141,7 +141,7 @@ GRADING = (
         "asearch/rewards/grader.py",
         "if answer and not any(answer in generation for generation in record.generations):",
         "if answer and not any(answer in generation for generation in record.generations) and not record.tool_log:",
-        (unit("tests/rewards", "tests/actors/test_grader.py"),),
+        (unit("tests/rewards/test_rewards.py"), unit("tests/actors/test_grader.py")),
     ),
     Mutation(
         "tool-text-acted-upon",
@@ -166,7 +166,7 @@ GRADING = (
         "actors/grader.py",
         "            reward = grade(record, key, self._config)\n        except GradingError as error:\n",
         "            try:\n                reward = grade(record, key, self._config)\n            except GradingError:\n"
-        "                reward = Reward(value=0.0)\n        except GradingError as error:\n",
+        "                from schemas.records import Reward\n\n                reward = Reward(value=0.0)\n        except GradingError as error:\n",
         (unit("tests/actors/test_grader.py"),),
     ),
 )

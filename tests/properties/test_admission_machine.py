@@ -61,7 +61,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.open))
     @rule(data=st.data(), end=st.sampled_from(["graded"] * 4 + ["dropped", "dead"]), reward=st.sampled_from([0.0, 1.0, 1.0]))
     def end(self, data: Any, end: str, reward: float) -> None:
-        group, member = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        group, member = self.open.pop(-1 - data.draw(st.integers(0, len(self.open) - 1)))
         outcome = outcome_of(group, member, end, reward, data.draw(st.integers(0, self.newest)))
         self.told.append((len(self.told) + 1, outcome))
         self._say("ended", self.told[-1])

@@ -31,6 +31,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.rules, self.size = rules, size
         self.ledger = Ledger(rules)
         self.told: list[tuple[int, Outcome]] = []
+        self.late: list[tuple[int, Outcome]] = []
         self.open: list[tuple[GroupAdmitted, int]] = []
         self.closed: list[StepClosed] = []
         self.refills: list[Refill] = []
@@ -56,7 +57,8 @@ class LedgerMachine(RuleBasedStateMachine):
         gap=st.sampled_from([1, 1, 1, 3]),
     )
     def end(self, data: Any, end: str, reward: float, age: int, gap: int) -> None:
-        group, member = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        # Small draws take the youngest: older groups stay open while later ones are settled.
+        group, member = self.open.pop(-1 - data.draw(st.integers(0, len(self.open) - 1)))
         self.last += gap
         outcome = outcome_of(group, member, end, reward, max(0, len(self.closed) - age))
         self.told.append((self.last, outcome))
@@ -87,7 +89,8 @@ class LedgerMachine(RuleBasedStateMachine):
         first = data.draw(st.sampled_from(ended))
         admission = Admission(first.group, "train", first.slot, self.size, 0, "", first.refill)
         self.last += 1
-        assert self.ledger.fold(self.last, outcome_of(admitted_of(admission, 0), first.member, end, 1.0, 0)) == []
+        self.late.append((self.last, outcome_of(admitted_of(admission, 0), first.member, end, 1.0, 0)))
+        assert self.ledger.fold(*self.late[-1]) == []
 
     @rule(steps_back=st.integers(0, 2))
     def restart_from_a_checkpoint(self, steps_back: int) -> None:
@@ -96,7 +99,8 @@ class LedgerMachine(RuleBasedStateMachine):
         stored = msgspec.json.encode(kept[-1].snapshot) if kept else None
         anew = Ledger(self.rules, msgspec.json.decode(stored, type=LedgerSnapshot) if stored else None)
         begin = kept[-1].snapshot.watermark if kept else 0
-        effects = [effect for seq, outcome in self.told if seq > begin for effect in anew.fold(seq, outcome)]
+        stream = sorted([*self.told, *self.late], key=lambda told: told[0])
+        effects = [effect for seq, outcome in stream if seq > begin for effect in anew.fold(seq, outcome)]
         again = [effect for effect in effects if isinstance(effect, StepClosed)]
         assert again == self.closed[len(kept) :]
         assert {(r.slot, r.refill, r.refill_of) for r in effects if isinstance(r, Refill)} <= {
