@@ -55,6 +55,7 @@ chaos *args: setup
 # simulate runs in virtual time with crashes, stops and outages, e.g. `just sim --seeds 500 --json`
 sim *args: setup
     @{{bin}}/python -m tests.sim {{args}}
+
 # plant known bugs one by one and show which level catches each, e.g. `just planted --only refill-twice`
 planted *args: setup
     @{{bin}}/python -m tests.planted {{args}}

@@ -57,7 +57,7 @@ EPISODES = (
         RUN,
         "return fold(self.agent, self.start, await self._facts(facts))",
         "return self.agent.begin(self.start)[0]",
-        (unit(DRIVER + "::test_a_driver_that_takes_over_goes_on_from_the_trace"), sim(SIM)),
+        (unit(DRIVER + "::test_a_driver_that_takes_over_goes_on_from_the_trace"),),
     ),
     Mutation(
         "takeover-drops-held-tokens",
@@ -68,7 +68,7 @@ EPISODES = (
         "                fact for n, fact in enumerate(facts) if not isinstance(fact, TokensGenerated) or fact.finish\n"
         "                or any(isinstance(later, TokensGenerated) and later.finish for later in facts[n:])\n"
         "            ))",
-        (sim(SIM + "::test_a_driver_that_dies_is_replaced_and_its_episodes_go_on"),),
+        (sim("tests/sim/test_episode_kills.py"),),
     ),
     Mutation(
         "stale-attempt-counts",
@@ -76,15 +76,15 @@ EPISODES = (
         "asearch/agents/recorded.py",
         "        elif not _is_from(holder, event):\n",
         "        elif holder is None and event.attempt != -1:\n",
-        (unit("tests/agents"),),
+        (unit("tests/agents/test_recorded.py"), sim("tests/sim/test_episode_kills.py")),
     ),
     Mutation(
         "duplicate-delivery-takes-twice",
-        "a request that is delivered again takes the episode again",
-        RUN,
-        "if finished or not stored or max(attempts, default=-1) >= self.request.attempt:",
-        "if finished or not stored or max(attempts, default=-1) > self.request.attempt:",
-        (unit("tests/actors/test_driver.py"),),
+        "of two drivers that answer deliveries of the same request both count as holders",
+        "asearch/agents/recorded.py",
+        "if holder is not None and event.attempt <= holder.attempt:",
+        "if holder is not None and event.attempt < holder.attempt:",
+        (unit("tests/agents/test_recorded.py"),),
     ),
     Mutation(
         "ended-episode-taken-again",
@@ -92,7 +92,7 @@ EPISODES = (
         RUN,
         "        if await self.trace.has_outcome():\n            return None\n        taken",
         "        taken",
-        (unit("tests/actors/test_driver.py"),),
+        (unit("tests/actors/test_ends_of_episodes.py"),),
     ),
     Mutation(
         "stale-driver-ends-the-episode",
@@ -100,7 +100,7 @@ EPISODES = (
         RUN,
         "        await self.trace.reconcile()\n        await append_outcome(",
         "        await append_outcome(",
-        (unit("tests/actors/test_driver.py"),),
+        (unit("tests/actors/test_ends_of_episodes.py"),),
     ),
     Mutation(
         "blob-after-its-event",
@@ -146,6 +146,6 @@ EPISODES = (
         RUN,
         '            await self.drop("engine_outage", str(error))\n            return\n',
         "            log.warning(str(error))\n",
-        (unit("tests/actors/test_driver.py"),),
+        (unit("tests/actors/test_ends_of_episodes.py"),),
     ),
 )

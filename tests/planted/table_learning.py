@@ -127,9 +127,9 @@ LEARNING = (
         "deep-bytes-kill-the-decoder",
         "deeply nested bytes raise something that no reader expects",
         "schemas/codec.py",
-        '        return cast("Event", _events.decode(data))\n'
+        '        event = cast("Event", _events.decode(data))\n'
         "    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:",
-        '        return cast("Event", _events.decode(data))\n    except msgspec.DecodeError as error:',
+        '        event = cast("Event", _events.decode(data))\n    except msgspec.DecodeError as error:',
         (unit("tests/schemas/test_schema_codec.py"),),
     ),
 )
@@ -166,7 +166,8 @@ GRADING = (
         "actors/grader.py",
         "            reward = grade(record, key, self._config)\n        except GradingError as error:\n",
         "            try:\n                reward = grade(record, key, self._config)\n            except GradingError:\n"
-        "                from schemas.records import Reward\n\n                reward = Reward(value=0.0)\n        except GradingError as error:\n",
+        "                from schemas.records import Reward\n\n                reward = Reward(value=0.0)\n"
+        "        except GradingError as error:\n",
         (unit("tests/actors/test_grader.py"),),
     ),
 )

@@ -1,9 +1,10 @@
 """Bugs of the scheduler and the recorder."""
 
-from tests.planted.mutation import Mutation, unit
+from tests.planted.mutation import Mutation, prop, sim, unit
 
 SCHEDULER = "actors/scheduler.py"
 RECORDER = "actors/recorder.py"
+SIM_SEEDS = "tests/sim/test_simulation.py::test_seeds"
 
 PLAN = (
     Mutation(
@@ -52,7 +53,7 @@ PLAN = (
         "asearch/learning/planner.py",
         "self._refills = {name: refill for name, refill in named.items() if name not in self._refilled}",
         "self._refills = {}",
-        (unit("tests/learning/test_planner.py"),),
+        (prop("tests/properties/test_admission_machine.py"),),
     ),
     Mutation(
         "fold-of-the-wrong-moment",
@@ -61,5 +62,30 @@ PLAN = (
         "            open_members.setdefault(outcome.group, set()).add(outcome.member)\n",
         "            open_members.setdefault(outcome.group, set())\n",
         (unit("tests/learning/test_planner.py"),),
+    ),
+    Mutation(
+        "trace-purged-before-the-archive-is-synced",
+        "facts are purged while their archive is in memory",
+        RECORDER,
+        '        """Drop from TRACE what lies before the first fact of every open episode."""\n'
+        "        await asyncio.to_thread(self._sync)\n",
+        '        """Drop from TRACE what lies before the first fact of every open episode."""\n',
+        (sim("tests/sim/test_simulation.py::test_what_a_killed_recorder_had_not_flushed_is_never_flushed", SIM_SEEDS),),
+    ),
+    Mutation(
+        "trace-purged-too-far",
+        "facts of an episode that is still open are purged",
+        RECORDER,
+        "open_from = min((facts[0].sequence for facts in self._facts.values()), default=self._trace_sequence + 1)",
+        "open_from = max((facts[0].sequence for facts in self._facts.values()), default=self._trace_sequence + 1)",
+        (unit("tests/actors/test_recorder.py::test_trace_is_purged_below_the_oldest_open_episode_only"),),
+    ),
+    Mutation(
+        "blobs-purged-too-early",
+        "payloads go with the newest checkpoint, though a trainer may have to go back to the one before",
+        RECORDER,
+        "await self._purge_blobs(min(before, stored.event.watermark))",
+        "await self._purge_blobs(stored.event.watermark)",
+        (unit("tests/actors/test_recorder.py::test_blobs_go_with_the_checkpoint_before_the_newest"),),
     ),
 )

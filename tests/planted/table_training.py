@@ -1,11 +1,14 @@
 """Bugs of the trainer: its claim, its checkpoints, what it publishes."""
 
-from tests.planted.mutation import Mutation, durability, unit
+from tests.planted.mutation import Mutation, crash, durability, sim, unit
 
 CHECKPOINTS = "asearch/training/checkpoints.py"
 CHECKPOINTING = "actors/runtime/checkpointing.py"
 ORDER = "tests/training/test_checkpoint_order.py"
-SIM = "tests/sim/test_simulation.py"
+SIM_SEEDS = "tests/sim/test_simulation.py::test_seeds"
+TWO = "tests/crash/test_two_trainers.py"
+BESIDE = "tests/crash/test_checkpointing.py"
+EQUALITY = "tests/crash/test_equality.py::test_a_trainer_that_dies_twice_ends_with_the_same_weights"
 
 TRAINING = (
     Mutation(
@@ -59,5 +62,73 @@ TRAINING = (
         "        if found != entry:\n",
         "        if found.size_bytes != entry.size_bytes:\n",
         (unit("tests/training/test_checkpoint_store.py"),),
+    ),
+    Mutation(
+        "policy-without-compare-and-set",
+        "a trainer that was replaced goes on writing the journal",
+        "actors/runtime/policy_journal.py",
+        "append_past_malformed(self._bus, event, self._model, expected=self._last)",
+        "self._bus.append(event, self._model)",
+        (crash(BESIDE + "::test_a_fenced_trainer_commits_and_deletes_nothing", TWO),),
+    ),
+    Mutation(
+        "lineage-not-grown",
+        "a trainer that restarts republishes under the lineage of the one before it",
+        "actors/trainer.py",
+        "lineage = self._journal.lineage + 1",
+        "lineage = max(1, self._journal.lineage)",
+        (sim("tests/sim/test_simulation.py::test_any_actor_may_die"),),
+    ),
+    Mutation(
+        "committed-before-it-is-in-place",
+        "a checkpoint is announced before its folder has its name",
+        CHECKPOINTING,
+        "final = await asyncio.to_thread(checkpoints.put_in_place, aside)",
+        "asyncio.get_running_loop().call_later(0.5, checkpoints.put_in_place, aside)\n"
+        "        final = aside.parent / checkpoints.name_of(version.lineage, version.step)",
+        (crash(BESIDE), sim(SIM_SEEDS)),
+    ),
+    Mutation(
+        "pruned-before-the-commit",
+        "older checkpoints are deleted before the journal has accepted the new one",
+        CHECKPOINTING,
+        "        await self._journal.append(\n            CheckpointCommitted(\n",
+        "        checkpoints.prune(self._root, [version], version.lineage)\n"
+        "        await self._journal.append(\n            CheckpointCommitted(\n",
+        (crash(BESIDE + "::test_a_fenced_trainer_commits_and_deletes_nothing"),),
+    ),
+    Mutation(
+        "checkpoint-of-another-moment",
+        "the ledger of a checkpoint is that of the step before its weights",
+        "actors/trainer.py",
+        "        self._snapshot = closed.snapshot\n",
+        "        closed = type(closed)(closed.step, closed.groups, closed.verdicts, self._snapshot or closed.snapshot)\n"
+        "        self._snapshot = batch.closed.snapshot\n",
+        (sim("tests/sim/test_simulation.py::test_any_actor_may_die"), crash(EQUALITY)),
+    ),
+    Mutation(
+        "batch-by-arrival",
+        "groups are trained in the order in which their trajectories happened to arrive",
+        "actors/runtime/batches.py",
+        "            for group in self.closed.groups\n        ]\n",
+        "            for group in sorted(self.closed.groups, key=lambda each: not self.segments[each[-1].episode].done())\n"
+        "        ]\n",
+        (unit("tests/actors/test_batches.py"),),
+    ),
+    Mutation(
+        "reward-of-another-episode",
+        "every episode of a group is trained with the reward of the first",
+        "actors/runtime/batches.py",
+        "reward=rewards[each.episode], segments",
+        "reward=rewards[group[0].episode], segments",
+        (unit("tests/actors/test_batches.py"),),
+    ),
+    Mutation(
+        "weights-deleted-before-the-announcement",
+        "a trainer that was replaced deletes weights before the journal refuses it",
+        "actors/runtime/publishing.py",
+        '        await self._platform.fault("trainer.exported")\n',
+        '        await self._platform.fault("trainer.exported")\n        self.remove_all()\n',
+        (crash(TWO),),
     ),
 )
