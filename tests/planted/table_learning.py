@@ -164,10 +164,9 @@ GRADING = (
         "ungradable-scored-zero",
         "an episode that the grader cannot grade gets the reward 0",
         "actors/grader.py",
-        "            reward = grade(record, key, self._config)\n        except GradingError as error:\n",
+        "            reward = grade(record, key, self._config)\n",
         "            try:\n                reward = grade(record, key, self._config)\n            except GradingError:\n"
-        "                from schemas.records import Reward\n\n                reward = Reward(value=0.0)\n"
-        "        except GradingError as error:\n",
+        "                from schemas.records import Reward\n\n                reward = Reward(value=0.0)\n",
         (unit("tests/actors/test_grader.py"),),
     ),
 )
