@@ -33,10 +33,12 @@ BUS = (
     ),
     Mutation(
         "queue-forgets-on-restart",
-        "a worker's pull is not made again after the broker came back",
+        "what a worker asked for is not asked for again after the broker came back",
         "actors/runtime/durable.py",
-        '    def _on_reconnect(self) -> None:\n        self._trouble = "reconnected"\n        self._signal.set()\n',
-        "    def _on_reconnect(self) -> None:\n        return\n",
+        "    def _on_broken(self, reason: str) -> None:\n        self._trouble = reason\n        self._watchdog.n_replaced += 1\n"
+        '        self._signal.set()\n\n    def _on_reconnect(self) -> None:\n        self._trouble = "reconnected"\n',
+        "    def _on_broken(self, reason: str) -> None:\n        self._watchdog.n_replaced += 1\n"
+        "        self._signal.set()\n\n    def _on_reconnect(self) -> None:\n",
         (crash(BROKER_LOSS + "::test_everything_goes_on_after_a_broker_restart"),),
     ),
     Mutation(
@@ -94,5 +96,21 @@ BUS = (
         '"max_deliver": -1,',
         '"max_deliver": 2,',
         (unit("tests/actors/test_actor.py::test_a_poisonous_fact_goes_to_dead_and_holds_nobody_up"),),
+    ),
+    Mutation(
+        "expired-delivery-forgotten",
+        "in memory, a fact whose worker died is not delivered again",
+        "actors/runtime/memory_queue.py",
+        "        held.timer = None\n        self._requeue(held)\n\n    def _requeue",
+        "        held.timer = None\n\n    def _requeue",
+        (prop(IN_MEMORY),),
+    ),
+    Mutation(
+        "in-progress-ignored",
+        "in memory, a fact that is worked on for long is delivered to another worker",
+        "actors/runtime/memory_queue.py",
+        "        if left_s > 1e-6:\n",
+        "        if left_s > 3600:\n",
+        (prop(IN_MEMORY),),
     ),
 )

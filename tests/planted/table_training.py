@@ -8,7 +8,6 @@ ORDER = "tests/training/test_checkpoint_order.py"
 SIM_SEEDS = "tests/sim/test_simulation.py::test_seeds"
 TWO = "tests/crash/test_two_trainers.py"
 BESIDE = "tests/crash/test_checkpointing.py"
-EQUALITY = "tests/crash/test_equality.py::test_a_trainer_that_dies_twice_ends_with_the_same_weights"
 
 TRAINING = (
     Mutation(
@@ -69,7 +68,7 @@ TRAINING = (
         "actors/runtime/policy_journal.py",
         "event, self._model, expected=self._last, waits_for",
         'event, self._model, expected=await self._bus.last_sequence("policy"), waits_for',
-        (crash(BESIDE + "::test_a_fenced_trainer_commits_and_deletes_nothing", TWO),),
+        (crash(BESIDE + "::test_a_fenced_trainer_commits_and_deletes_nothing"),),
     ),
     Mutation(
         "lineage-not-grown",
@@ -104,7 +103,7 @@ TRAINING = (
         "        self._snapshot = closed.snapshot\n",
         "        closed = type(closed)(closed.step, closed.groups, closed.verdicts, self._snapshot or closed.snapshot)\n"
         "        self._snapshot = batch.closed.snapshot\n",
-        (sim("tests/sim/test_simulation.py::test_any_actor_may_die"), crash(EQUALITY)),
+        (sim("tests/sim/test_simulation.py::test_any_actor_may_die", SIM_SEEDS),),
     ),
     Mutation(
         "batch-by-arrival",
@@ -129,6 +128,6 @@ TRAINING = (
         "actors/runtime/publishing.py",
         '        await self._platform.fault("trainer.exported")\n',
         '        await self._platform.fault("trainer.exported")\n        self.remove_all()\n',
-        (crash(TWO),),
+        (crash(TWO + "::test_a_trainer_that_wakes_up_publishes_nothing"),),
     ),
 )
