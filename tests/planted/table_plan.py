@@ -4,7 +4,6 @@ from tests.planted.mutation import Mutation, prop, sim, unit
 
 SCHEDULER = "actors/scheduler.py"
 RECORDER = "actors/recorder.py"
-SIM_SEEDS = "tests/sim/test_simulation.py::test_seeds"
 
 PLAN = (
     Mutation(
@@ -69,7 +68,7 @@ PLAN = (
         RECORDER,
         "        await self._in_thread(self._sync)\n        await self._purge_trace()\n",
         "        await self._purge_trace()\n",
-        (sim("tests/sim/test_simulation.py::test_what_a_killed_recorder_had_not_flushed_is_never_flushed", SIM_SEEDS),),
+        (sim("tests/sim/test_simulation.py::test_what_a_killed_recorder_had_not_flushed_is_never_flushed"),),
     ),
     Mutation(
         "trace-purged-too-far",

@@ -5,7 +5,6 @@ from tests.planted.mutation import Mutation, crash, durability, sim, unit
 CHECKPOINTS = "asearch/training/checkpoints.py"
 CHECKPOINTING = "actors/runtime/checkpointing.py"
 ORDER = "tests/training/test_checkpoint_order.py"
-SIM_SEEDS = "tests/sim/test_simulation.py::test_seeds"
 TWO = "tests/crash/test_two_trainers.py"
 BESIDE = "tests/crash/test_checkpointing.py"
 
@@ -85,7 +84,7 @@ TRAINING = (
         "final = await asyncio.to_thread(checkpoints.put_in_place, aside)",
         "asyncio.get_running_loop().call_later(0.5, checkpoints.put_in_place, aside)\n"
         "        final = aside.parent / checkpoints.name_of(version.lineage, version.step)",
-        (crash(BESIDE), sim(SIM_SEEDS)),
+        (crash(BESIDE), sim("tests/sim/test_simulation.py::test_any_actor_may_die")),
     ),
     Mutation(
         "pruned-before-the-commit",
@@ -103,7 +102,7 @@ TRAINING = (
         "        self._snapshot = closed.snapshot\n",
         "        closed = type(closed)(closed.step, closed.groups, closed.verdicts, self._snapshot or closed.snapshot)\n"
         "        self._snapshot = batch.closed.snapshot\n",
-        (sim("tests/sim/test_simulation.py::test_any_actor_may_die", SIM_SEEDS),),
+        (sim("tests/sim/test_simulation.py::test_any_actor_may_die"),),
     ),
     Mutation(
         "batch-by-arrival",
