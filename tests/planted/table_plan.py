@@ -56,11 +56,11 @@ PLAN = (
     ),
     Mutation(
         "fold-of-the-wrong-moment",
-        "what stands for the purged outcomes holds later ones too, which are then folded twice",
+        "what stands for the purged outcomes is the ledger between two closes: groups of the unfinished batch are lost",
         "asearch/learning/planner.py",
-        "            open_members.setdefault(outcome.group, set()).add(outcome.member)\n",
-        "            open_members.setdefault(outcome.group, set())\n",
-        (unit("tests/learning/test_planner.py"),),
+        "        snapshot = self._snapshot\n",
+        "        snapshot = self._ledger.snapshot()\n",
+        (unit("tests/learning/test_planner.py"), prop("tests/properties/test_admission_machine.py")),
     ),
     Mutation(
         "trace-purged-before-the-archive-is-synced",
