@@ -10,8 +10,9 @@ from asearch.learning.ledger import LedgerRules
 from asearch.learning.planner import Admission
 from schemas.codec import encode
 from schemas.events import EpisodeGraded
-from schemas.records import BlobRef, Segment, Trajectory
+from schemas.records import BlobRef, Trajectory
 from tests.learning.outcome_stories import admitted_of, outcome_of
+from tests.properties.test_batches import segment
 
 RULES = LedgerRules(groups_per_step=3, max_refills=0, eta=1)
 
@@ -34,9 +35,8 @@ async def test_groups_come_in_the_order_of_outcomes_with_their_own_rewards() -> 
             graded = outcome_of(group, member, "graded", slot + member / 2, 0)
             assert isinstance(graded, EpisodeGraded)
             episode = graded.episode
-            columns: dict[str, object] = {}
-            segment = Segment(id=f"{episode}:s0", n_prompt=0, first_turn=0, last_turn=0, columns=columns, versions=[])  # type: ignore[arg-type]
-            blob = await bus.put_blob(episode, encode(Trajectory(episode=episode, segments=[segment])))
+            tokens = segment(f"{episode}:s0", [(2, 0, 0)])
+            blob = await bus.put_blob(episode, encode(Trajectory(episode=episode, segments=[tokens])))
             fields = {name: getattr(graded, name) for name in graded.__struct_fields__} | {"trajectory": blob}
             await bus.append(EpisodeGraded(**fields), episode, expected=0)
     feed = BatchFeed(bus, RULES, None)
