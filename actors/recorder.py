@@ -55,6 +55,7 @@ class Recorder(Actor):
         """Sequence and episode of outcomes whose blobs are not purged."""
         self._trace_sequence = 0
         self._may_purge = 0
+        self._as_of = 0
         """What the round before found that could be purged of TRACE."""
         self._first: dict[str, int] = {}
         """Where the first fact of every episode lies that is not archived."""
@@ -249,10 +250,15 @@ class Recorder(Actor):
             else:
                 self.log.warning("facts of an episode that nobody asked for are dropped", episode=oldest)
                 self._first.pop(oldest, None)
-        # One round later: should the broker lose its tail, its numbers are given anew, and the reader has to hear of it first.
+        # A broker that lost a tail gives its sequences out again, and the reader has to hear of that first: so what may go is
+        # said a round before it goes, and nothing is said in the round after a reconnect.
+        as_of, self._as_of = self._as_of, self.bus.n_reconnects
+        if as_of != self._as_of:
+            self._may_purge = 0
+            return
         up_to, self._may_purge = self._may_purge, min(self._first.values(), default=self._trace_sequence + 1) - 1
         if up_to > 0:
-            self._n_purged += await self.bus.purge("trace", up_to_sequence=up_to)
+            self._n_purged += await self.bus.purge("trace", up_to_sequence=up_to, as_of=as_of)
 
     async def _purge_settled(self, archived_up_to: int) -> None:
         """Drop the blobs of settled episodes, then their outcomes: a crash in between leaves the outcomes, which name them."""

@@ -211,8 +211,14 @@ class Bus(Protocol):
         """The state of a durable queue."""
         ...
 
-    async def purge(self, stream: str, *, up_to_sequence: int | None = None, key: Sequence[str] = ()) -> int:
-        """Delete messages: under `key` (a prefix is enough), up to and including `up_to_sequence`. Returns how many."""
+    async def purge(
+        self, stream: str, *, up_to_sequence: int | None = None, key: Sequence[str] = (), as_of: int | None = None
+    ) -> int:
+        """Delete messages: under `key` (a prefix is enough), up to and including `up_to_sequence`. Returns how many.
+
+        `as_of` is the `n_reconnects` under which the sequence was read. Raises BusError if the connection was lost since: a broker
+        that lost a tail has given the sequences out again.
+        """
         ...
 
     async def put_blob(self, episode: str, data: bytes) -> BlobRef:

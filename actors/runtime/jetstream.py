@@ -173,13 +173,15 @@ class JetStreamBus(Bus):
     async def consumer_info(self, consumer: str) -> ConsumerInfo:
         return await self._api.consumer_info(topology.consumer_named(consumer))
 
-    async def purge(self, stream: str, *, up_to_sequence: int | None = None, key: Sequence[str] = ()) -> int:
+    async def purge(
+        self, stream: str, *, up_to_sequence: int | None = None, key: Sequence[str] = (), as_of: int | None = None
+    ) -> int:
         payload: dict[str, object] = {}
         if key:
             payload["filter"] = read_filters(self.run, stream, (), key)[0]
         if up_to_sequence is not None:
             payload["seq"] = up_to_sequence + 1
-        return await self._api.purge(stream, payload)
+        return await self._api.purge(stream, payload, as_of)
 
     async def put_blob(self, episode: str, data: bytes) -> BlobRef:
         return await blobs.put_blob(self, episode, data)

@@ -119,13 +119,18 @@ class JetStreamApi:
         """The broker's name of a stream of this run."""
         return broker_stream(self._run, stream)
 
-    async def ask(self, subject: str, payload: object, *, total_s: float = TOTAL_S) -> Packet:
-        """An idempotent request, repeated until it is answered. Raises BusError after `total_s`."""
+    async def ask(self, subject: str, payload: object, *, total_s: float = TOTAL_S, as_of: int | None = None) -> Packet:
+        """An idempotent request, repeated until it is answered. Raises BusError after `total_s`.
+
+        With `as_of` it is sent only while `n_reconnects` is that.
+        """
         data = b"" if payload is None else msgspec.json.encode(payload)
         platform = self._wire.platform
         deadline = platform.monotonic() + total_s
         while True:
             left_s = deadline - platform.monotonic()
+            if as_of not in (None, self._wire.n_reconnects):
+                raise BusError(f"{subject} was not asked: the connection was lost since its sequences were read")
             try:
                 if self._wire.connected.is_set():
                     return await self._wire.request(subject, data, min(TRY_S, max(left_s, 0.1)))
@@ -138,9 +143,9 @@ class JetStreamApi:
                 raise BusError(f"the broker did not answer {subject} within {total_s:g} s: {trouble}")
             await platform.sleep(UNREADY_S)
 
-    async def call(self, subject: str, payload: object, *, total_s: float = TOTAL_S) -> _Answer:
+    async def call(self, subject: str, payload: object, *, total_s: float = TOTAL_S, as_of: int | None = None) -> _Answer:
         """An API request. Raises ApiRefusal with the broker's reason."""
-        packet = await self.ask(f"$JS.API.{subject}", payload, total_s=total_s)
+        packet = await self.ask(f"$JS.API.{subject}", payload, total_s=total_s, as_of=as_of)
         try:
             answer = _answers.decode(packet.data)
         except msgspec.DecodeError as error:
@@ -266,9 +271,9 @@ class JetStreamApi:
         answer = await self.call(f"CONSUMER.INFO.{self.stream(stream)}.{name}", None)
         return answer.num_pending, (answer.delivered or _Sequences()).consumer_seq
 
-    async def purge(self, stream: str, payload: dict[str, object]) -> int:
-        """Delete messages by `filter` and `seq`; returns how many."""
-        return (await self.call(f"STREAM.PURGE.{self.stream(stream)}", payload)).purged
+    async def purge(self, stream: str, payload: dict[str, object], as_of: int | None) -> int:
+        """Delete messages by `filter` and `seq`; returns how many. Raises BusError if `n_reconnects` is not `as_of` any more."""
+        return (await self.call(f"STREAM.PURGE.{self.stream(stream)}", payload, as_of=as_of)).purged
 
     async def last_on(self, stream: str, subject: str) -> DirectMessage | None:
         """The newest message on one subject."""

@@ -231,10 +231,14 @@ class MemoryBus(Bus):
 
         return await self._wire.ask(consumer, info)
 
-    async def purge(self, stream: str, *, up_to_sequence: int | None = None, key: Sequence[str] = ()) -> int:
+    async def purge(
+        self, stream: str, *, up_to_sequence: int | None = None, key: Sequence[str] = (), as_of: int | None = None
+    ) -> int:
         filters = read_filters(self.run, stream, (), key)
 
         def delete() -> int:
+            if as_of not in (None, self.n_reconnects):
+                raise BusError(f"stream {stream} is not purged: the connection was lost since its sequences were read")
             held = self.broker.stream(self.run, stream)
             doomed = [
                 record.sequence

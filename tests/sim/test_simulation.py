@@ -85,6 +85,7 @@ SEEDS_THAT_FOUND_SOMETHING = {
     21: "the recorder waited for the end of an episode that the broker had lost",
     116: "a trainer that was taken for dead exported into a folder that its successor had deleted",
     314: "a restarted recorder took payloads of archived episodes for settled: the trainer missed their tokens",
+    101: "the recorder purged TRACE by a sequence that the broker had given out again",
     202: "tokens of a later lineage's earlier step were not counted as the oldest: the trainer refused its batch for ever",
 }
 
