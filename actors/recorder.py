@@ -55,8 +55,9 @@ class Recorder(Actor):
         """Sequence and episode of outcomes whose blobs are not purged."""
         self._trace_sequence = 0
         self._may_purge = 0
-        self._as_of = 0
         """What the round before found that could be purged of TRACE."""
+        self._as_of = 0
+        """`n_reconnects` at that round."""
         self._first: dict[str, int] = {}
         """Where the first fact of every episode lies that is not archived."""
         self._known: set[str] = set()

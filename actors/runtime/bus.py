@@ -216,8 +216,8 @@ class Bus(Protocol):
     ) -> int:
         """Delete messages: under `key` (a prefix is enough), up to and including `up_to_sequence`. Returns how many.
 
-        `as_of` is the `n_reconnects` under which the sequence was read. Raises BusError if the connection was lost since: a broker
-        that lost a tail has given the sequences out again.
+        `as_of` is the `n_reconnects` under which the sequence was read. Raises BusError if the connection was lost since: a
+        broker that lost a tail gives its sequences out again.
         """
         ...
 
