@@ -393,7 +393,7 @@ class CheckpointCommitted(Event, tag="checkpoint_committed", frozen=True, kw_onl
     """Folder on the trainer's host."""
     watermark: Count
     counted: list[Interval]
-    """OUTCOMES sequences of the counted episodes."""
+    """OUTCOMES sequences of counted episodes, as far as they reach above the watermark; the manifest has them all."""
 
 
 # --- BLOBS and DEAD ---------------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ class Checkpointer:
                 step=step,
                 path=str(final),
                 watermark=snapshot.watermark,
-                counted=snapshot.counted,
+                # The whole ledger lies in the manifest; repeated here it would make POLICY grow with the square of the run.
+                counted=[each for each in snapshot.counted if each.last > snapshot.watermark],
             )
         )
         self._committed_step = step

@@ -271,3 +271,20 @@ async def test_a_stream_that_was_made_anew_is_not_read_on(tmp_path: Path) -> Non
             await anext(messages)
     await bus.close()
     await broker.stop()
+
+
+async def test_a_purge_by_sequence_is_not_asked_over_a_later_connection(tmp_path: Path) -> None:
+    platform = SystemPlatform()
+    broker = await start_broker(tmp_path, platform, port=free_port())
+    bus = await connect(broker.url, "r", "recorder", platform)
+    await bus.ensure_topology()
+    for n in range(3):
+        await bus.append(call("e1", n), "e1", expected=n)
+    as_of = bus.n_reconnects
+    broker = await restart(broker, "terminate")
+    await until(lambda: bus.n_reconnects > as_of, 10.0)
+    with pytest.raises(BusError, match="connection was lost"):
+        await bus.purge("trace", up_to_sequence=2, as_of=as_of)
+    assert await bus.purge("trace", up_to_sequence=2, as_of=bus.n_reconnects) == 2
+    await bus.close()
+    await broker.stop()
