@@ -78,12 +78,14 @@ class Recorder(Actor):
         }
 
     async def start(self) -> None:
-        """Read back what is archived already, then follow TRACE and POLICY."""
+        """Read back what is archived already, then follow TRACE, POLICY and BLOBS."""
         (self._folder / BLOBS).mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self._read_back)
         await self._check_archive()
         self.spawn(self._follow("trace", self._on_trace, self._forget_trace), "trace")
         self.spawn(self._follow("policy", self._on_policy, self._forget_policy), "policy")
+        # Others read of BLOBS what they are referred to. This reads all, for what is no fact.
+        self.spawn(self._follow("blobs", lambda _: None, lambda: None), "blobs")
         self.spawn(self._keep_purging(), "purge")
 
     def _read_back(self) -> None:

@@ -4,7 +4,7 @@ Unknown fields are skipped, unknown types refused. Columns whose bytes do not fi
 numbers that `records.Count` and `records.Finite` exclude.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ ITEM_BYTES = {
     f"{kind}{size}": size for kind, sizes in (("u", (1, 2, 4, 8)), ("i", (1, 2, 4, 8)), ("f", (2, 4, 8))) for size in sizes
 }
 """Bytes per value of the types that are checked; a column of a type that is not known here is passed on as it is."""
+_size_of = ITEM_BYTES.get
 
 
 class MalformedError(ValueError):
@@ -34,6 +35,7 @@ class MalformedError(ValueError):
 
 _encoder = msgspec.msgpack.Encoder()
 _events = msgspec.msgpack.Decoder(AnyEvent)
+_decode_any_event = cast("Callable[[bytes], Event]", _events.decode)
 _messages = msgspec.msgpack.Decoder(AnyMessage)
 _results = msgspec.msgpack.Decoder(ToolResult)
 _texts = msgspec.msgpack.Decoder(list[str])
@@ -48,10 +50,10 @@ def encode(value: Event | Message | Trajectory) -> bytes:
 def decode_event(data: bytes) -> Event:
     """Read an event. Raises MalformedError for anything that is not one."""
     try:
-        event = cast("Event", _events.decode(data))
+        event = _decode_any_event(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError("an event", _name_of(error), error) from error
-    if isinstance(event, TokensGenerated):
+    if type(event) is TokensGenerated:
         _check_columns(event.columns, "an event")
     return event
 
@@ -102,10 +104,12 @@ def _decode(decoder: "msgspec.msgpack.Decoder[Any]", data: bytes, what: str) -> 
 
 
 def _check_columns(columns: Mapping[str, Column], what: str) -> None:
-    for name, column in columns.items():
-        size = ITEM_BYTES.get(column.dtype)
+    for column in columns.values():
         shape = column.shape
+        size = _size_of(column.dtype)
+        # One dimension is what nearly all have; `prod` costs more than the rest.
         if size is not None and (size * shape[0] if len(shape) == 1 else prod(shape, start=size)) != len(column.data):
+            name = next(name for name, each in columns.items() if each is column)
             details = f"column {name!r} of {column.dtype} and shape {column.shape} has {len(column.data)} bytes"
             raise MalformedError(what, "wrong_column", details)
 

@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -206,13 +207,20 @@ _KEY_FIELDS: dict[tuple[str, ...], Callable[[Any], str]] = {
 """How the key follows from an event; one of a single token is the field of that name."""
 
 
-def _place_of(fact: Fact) -> tuple[str, int, Callable[[Any], str]]:
-    """What the subject of an event type ends with before the key, how many dots it has, and the key of an event."""
-    key_of = _KEY_FIELDS.get(fact.keyed_by) or attrgetter(fact.keyed_by[0])
-    return f".{fact.stream}.{fact.noun}.{fact.verb}.", 4 + len(fact.keyed_by), key_of
+_FACT_BY_ROW = {(fact.stream, fact.noun, fact.verb): fact for fact in TOPOLOGY.facts}
+_KEY_OF = {fact.event: _KEY_FIELDS.get(fact.keyed_by) or attrgetter(fact.keyed_by[0]) for fact in TOPOLOGY.facts}
 
 
-_PLACES = {fact.event: _place_of(fact) for fact in TOPOLOGY.facts}
+@lru_cache(maxsize=1 << 14)
+def _named_by(subject: str) -> tuple[type[events.Event] | None, Callable[[Any], str], str]:
+    """The event type that a subject names, how its key follows from an event, and the key; None where it names none."""
+    tokens = subject.split(".", 5)
+    fact = _FACT_BY_ROW.get((tokens[2], tokens[3], tokens[4])) if len(tokens) == 6 else None
+    if fact is None or tokens[5].count(".") + 1 != len(fact.keyed_by):
+        return None, str, ""
+    return fact.event, _KEY_OF[fact.event], tokens[5]
+
+
 _CORE_BY_TYPE = {subject.message: subject for subject in TOPOLOGY.core}
 _CONSUMER_BY_NAME = {consumer.name: consumer for consumer in TOPOLOGY.consumers}
 _STREAM_BY_NAME = {stream.name: stream for stream in TOPOLOGY.streams}
@@ -262,11 +270,8 @@ def subject(run: str, event: type[events.Event], *key: str) -> str:
 
 def is_in_place(subject: str, event: events.Event) -> bool:
     """Whether an event is of the type that its subject names, and says the same key as the subject."""
-    place = _PLACES.get(event.__class__)
-    if place is None:
-        return False
-    row, n_dots, key_of = place
-    return subject.endswith(row + key_of(event)) and subject.count(".") == n_dots
+    named, key_of, key = _named_by(subject)
+    return event.__class__ is named and key_of(event) == key
 
 
 def any_key(run: str, event: type[events.Event]) -> str:

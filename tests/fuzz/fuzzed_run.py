@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
+from contextlib import aclosing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from actors.engine import Engine
 from actors.grader import Grader
 from actors.recorder import Recorder
 from actors.runtime.actor import Actor
+from actors.runtime.bus import Bus
 from actors.scheduler import Scheduler
 from actors.tool import Tool
 from actors.trainer import Trainer
@@ -25,30 +28,40 @@ from asearch.data.tasks import LoadedTask
 from asearch.errors import BusError
 from asearch.models.tokenizer import Tokenizer
 from asearch.tools.base import ToolSet
-from schemas.events import EventRefused, RunEnded
-from schemas.topology import MAX_PAYLOAD_BYTES
+from schemas.events import EpisodeGraded, EpisodeRequested, EventRefused, RunEnded
 from tests.actors.conftest import Stage
-from tests.fuzz.generator import Generator
+from tests.fuzz.generator import Generator, Noise
 from tests.sim.faults import Troubles
 from tests.sim.parts import WORDS, ScriptedRank, ScriptedServer, ScriptedTool
 from tests.sim.scenario import SETTINGS
 
-READ = ("plan", "trace", "outcomes", "policy")
-"""Streams of which every message is read. A message of BLOBS is read when an event refers to it, and DEAD by people."""
+STEP_MS = 100
+MAX_IN_FLIGHT = 64
 
 
 class FuzzedRun:
-    """Good episodes and noise in one run."""
+    """Good episodes and noise in one run, which goes on until it is stopped."""
 
-    def __init__(self, stage: Stage, model_dir: str, folder: Path, *, steps: int, seed: int) -> None:
+    def __init__(self, stage: Stage, model_dir: str, folder: Path, *, seed: int) -> None:
         self.stage, self.model_dir, self.folder = stage, model_dir, folder
-        self.settings: Settings = msgspec.structs.replace(
-            SETTINGS, run=msgspec.structs.replace(SETTINGS.run, steps=steps, lease_s=6.0)
-        )
+        run = msgspec.structs.replace(SETTINGS.run, steps=1_000_000, lease_s=6.0, max_groups_in_flight=24, eta=4)
+        self.settings: Settings = msgspec.structs.replace(SETTINGS, run=run)
         self.generator = Generator(stage.run, seed)
-        self.sent: dict[tuple[str, int], bytes] = {}
-        self.n_refused_by_broker = 0
-        self.graded_at_s: list[float] = []
+        self.poison: dict[tuple[str, int], bytes] = {}
+        """What was stored and is no event, by stream and sequence."""
+        self.valid: set[tuple[str, int]] = set()
+        """What was stored and is an event."""
+        self.refused: list[tuple[int, str]] = []
+        """Bytes and reason of what the broker or its client did not take."""
+        self.fuzz_s = 0.0
+        self._fuzzed: list[tuple[int, int]] = []
+        """When fuzz came in: from and to, nanoseconds since the epoch."""
+        self._quiet: list[tuple[int, int]] = []
+        self._graded_ns: list[int] = []
+        self._episodes: list[str] = []
+        self._plan_read = 0
+        self._n_sent = 0
+        self._watcher: asyncio.Task[None] | None = None
         self._troubles = Troubles(seed)
 
     async def start(self) -> None:
@@ -60,7 +73,8 @@ class FuzzedRun:
             kind: await self.stage.context(f"{kind}-0", self.settings)
             for kind in ("trainer", "engine", "grader", "tool", "driver", "recorder", "scheduler")
         }
-        rank = ScriptedRank(troubles, 100)
+        rank = ScriptedRank(troubles, STEP_MS)
+        self._watcher = asyncio.create_task(self._watch_outcomes())
         await self._start(Engine(contexts["engine"], self.model_dir, server=ScriptedServer(tokenizer, troubles)), "starting")
         await self._start(Trainer(contexts["trainer"], self.model_dir, self.folder / "weights", rank))
         await self._start(Grader(contexts["grader"]))
@@ -72,37 +86,76 @@ class FuzzedRun:
     async def _start(self, actor: Actor, state: str = "ready") -> None:
         await self.stage.start(actor, state)
 
-    async def fuzz(self, n: int, per_s: float) -> None:
-        """Send `n` messages at a steady rate."""
+    async def fuzz(self, n: int, per_s: float, *, n_windows: int, quiet_s: float) -> None:
+        """Send `n` messages at a steady rate, in windows, each after a quiet one. Raises AssertionError if an actor dies."""
         bus = await self.stage.connect("operator")
-        begun_s = time.monotonic()
-        for number, (stream, subject, data) in enumerate(self.generator.messages(n)):
-            if (ahead_s := number / per_s - (time.monotonic() - begun_s)) > 0:
-                await asyncio.sleep(ahead_s)
-            if number % 200 == 0:
-                await self._learn_keys()
-            if len(data) > MAX_PAYLOAD_BYTES:
-                self.n_refused_by_broker += 1
-                continue
-            try:
-                self.sent[stream, await bus.append_bytes(subject, data, f"fuzz-{number}")] = data
-            except BusError:
-                self.n_refused_by_broker += 1
+        messages = self.generator.messages(n)
+        for _ in range(n_windows):
+            begun_ns = time.time_ns()
+            await self._unless_one_dies(asyncio.sleep(quiet_s))
+            middle_ns = time.time_ns()
+            await self._unless_one_dies(self._send(bus, islice(messages, -(-n // n_windows)), per_s))
+            self._quiet.append((begun_ns, middle_ns))
+            self._fuzzed.append((middle_ns, time.time_ns()))
+        self.fuzz_s = sum(end - begin for begin, end in self._fuzzed) / 1e9
+
+    async def _send(self, bus: Bus, messages: Iterable[Noise], per_s: float) -> None:
+        begun_s, free = time.monotonic(), asyncio.Semaphore(MAX_IN_FLIGHT)
+        async with asyncio.TaskGroup() as sending:
+            for number, noise in enumerate(messages):
+                if (ahead_s := number / per_s - (time.monotonic() - begun_s)) > 0:
+                    await asyncio.sleep(ahead_s)
+                if number % 200 == 0:
+                    await self._learn_keys()
+                await free.acquire()
+                self._n_sent += 1
+                task = sending.create_task(self._send_one(bus, noise, f"fuzz-{self._n_sent}"))
+                task.add_done_callback(lambda _: free.release())
+
+    async def _send_one(self, bus: Bus, noise: Noise, message_id: str) -> None:
+        try:
+            place = (noise.stream, await bus.append_bytes(noise.subject, noise.data, message_id))
+        except BusError as error:
+            self.refused.append((len(noise.data), str(error)))
+            return
+        if noise.is_event:
+            self.valid.add(place)
+        else:
+            self.poison[place] = noise.data
 
     async def _learn_keys(self) -> None:
-        requests = [event.episode for event in await self.stage.facts("plan") if hasattr(event, "episode")]
+        bus = self.stage.buses[0]
+        async with aclosing(
+            bus.read("plan", events=(EpisodeRequested,), start_sequence=self._plan_read + 1, follow=False)
+        ) as reader:
+            async for stored in reader:
+                self._plan_read = stored.sequence
+                if stored.event is not None:
+                    self._episodes = [*self._episodes[-19:], stored.key[-1]]
         self.generator.keys = {
-            "plan": [*requests[-20:], self.stage.run],
-            "trace": requests[-20:],
-            "outcomes": requests[-20:],
+            "plan": [*self._episodes, self.stage.run],
+            "trace": self._episodes,
+            "outcomes": self._episodes,
             "policy": ["policy"],
         }
 
-    async def ended(self, timeout_s: float) -> RunEnded:
-        """The end of the run."""
-        (event,) = await self._unless_one_dies(self.stage.wait_for("plan", RunEnded, timeout_s=timeout_s))
-        assert isinstance(event, RunEnded)
-        return event
+    async def stop(self) -> None:
+        """End the run: its scheduler stops, and nothing is in flight any more."""
+        scheduler = next(actor for actor, _ in self.stage.living if actor.kind == "scheduler")
+        await self.stage.end(scheduler)
+        await self.stage.wait_for("plan", RunEnded)
+        assert self._watcher is not None
+        self._watcher.cancel()
+
+    def good_per_s(self) -> tuple[float, float]:
+        """Graded episodes per second while noise came in, and while none did, by the broker's clock."""
+        return _rate(self._graded_ns, self._fuzzed), _rate(self._graded_ns, self._quiet)
+
+    async def _watch_outcomes(self) -> None:
+        async with aclosing(self.stage.buses[0].read("outcomes", events=(EpisodeGraded,))) as reader:
+            async for stored in reader:
+                if stored.event is not None:
+                    self._graded_ns.append(stored.at_ns)
 
     async def _unless_one_dies(self, waiting: Coroutine[Any, Any, Any]) -> Any:
         """What is waited for. Raises AssertionError: with the deaths as soon as there is one, with all states at the timeout."""
@@ -129,21 +182,41 @@ class FuzzedRun:
         ]
 
     async def buried(self) -> Counter[tuple[str, int]]:
-        """How often each message is in DEAD; its bytes and its reason are checked."""
+        """How often each message is in DEAD, its bytes and reason checked. What is no event in DEAD itself lies there once."""
         found: Counter[tuple[str, int]] = Counter()
-        for event in await self.stage.facts("dead", EventRefused):
-            assert isinstance(event, EventRefused)
-            place = (event.stream, event.sequence)
-            found[place] += 1
-            assert place not in self.sent or self.sent[place].startswith(event.data), place
-            assert event.reason
+        async with aclosing(self.stage.buses[0].read("dead", follow=False)) as reader:
+            async for stored in reader:
+                event = stored.event
+                if isinstance(event, EventRefused):
+                    place = (event.stream, event.sequence)
+                    assert self.poison.get(place, b"?").startswith(event.data), f"{place}: {event.reason}"
+                    assert event.reason, place
+                elif event is None:
+                    place = ("dead", stored.sequence)
+                    assert self.poison[place] == stored.data
+                else:
+                    continue
+                found[place] += 1
+        return found
+
+    async def all_buried(self, timeout_s: float) -> Counter[tuple[str, int]]:
+        """What is in DEAD as soon as all poison is. Raises AssertionError at the timeout with what is missing."""
+        deadline_s = time.monotonic() + timeout_s
+        while missing := self.poison.keys() - (found := await self.buried()).keys():
+            assert time.monotonic() < deadline_s, f"{len(missing)} are not in DEAD: {sorted(missing)[:20]}; {self.states()}"
+            await asyncio.sleep(0.5)
         return found
 
     async def audited(self) -> tuple[dict[str, Any], list[str]]:
-        """The audit of the run; noise that came into PLAN after the end has no reader any more and is left out."""
-        plan = [stored async for stored in self.stage.buses[0].read("plan", follow=False)]
-        end = next(stored.sequence for stored in plan if isinstance(stored.event, RunEnded))
-        late = tuple(f"undecodable: message {place[1]} of PLAN:" for place in self.sent if place[0] == "plan" and place[1] > end)
+        """The audit of the run, after its trainer has committed and its recorder archived what there is."""
+        for actor, _ in self.stage.living:
+            if actor.kind in ("trainer", "recorder"):
+                await self.stage.end(actor)
         problems = Problems()
         terms = audit(await gather(self.stage.buses[0], self.folder, problems), problems)
-        return terms, [line for line in problems.lines() if not line.startswith(late)]
+        return terms, problems.lines()
+
+
+def _rate(at_ns: Iterable[int], windows: list[tuple[int, int]]) -> float:
+    n = sum(any(begin <= each < end for begin, end in windows) for each in at_ns)
+    return n / (sum(end - begin for begin, end in windows) / 1e9)
