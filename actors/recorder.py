@@ -137,7 +137,7 @@ class Recorder(Actor):
             self._unsettled.append((stored.sequence, outcome.episode))
         if stored.sequence > self._outcome_file.last:
             line = self._encoder.encode(archived_outcome(stored.sequence, outcome, stored.data))
-            await self._write(lambda: self._outcome_file.append(stored.sequence, line))
+            await self._write(lambda: self._outcome_file.append(stored.sequence, line), is_small=True)
         self._taken = stored.sequence
 
     async def _archive(self, sequence: int, outcome: AnyOutcome) -> None:
@@ -159,11 +159,14 @@ class Recorder(Actor):
 
     # --- files ---
 
-    async def _write(self, write: Callable[[], None]) -> None:
-        """Write, and where the disk is full wait until it is not: nothing is purged meanwhile."""
+    async def _write(self, write: Callable[[], None], *, is_small: bool = False) -> None:
+        """Write, and where the disk is full wait until it is not: nothing is purged meanwhile.
+
+        What is small is written at once: going to a thread and back takes longer than a line that is not synced.
+        """
         while True:
             try:
-                await self._in_thread(write)
+                write() if is_small else await self._in_thread(write)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise ArchiveError(f"{self._folder} cannot be written: {error}") from error
