@@ -1,7 +1,5 @@
 """Grades finished episodes: reads `EpisodeFinished` and the answer key, writes the episode's one outcome."""
 
-from math import isfinite
-
 from actors.runtime.actor import Actor, Context
 from actors.runtime.appends import last_fact
 from actors.runtime.bus import Stored
@@ -67,8 +65,6 @@ class Grader(Actor):
                 generated = decode_generated(await self.bus.get_blob(event.generated_blob))
             record = GradeRecord(generations=generated, answer=event.answer, tool_log=event.tool_log)
             reward = grade(record, key, self._config)
-            if not all(map(isfinite, (reward.value, *(each for item in reward.items for each in (item.value, item.weight))))):
-                raise GradingError(f"the reward of the task {event.task!r} is not a finite number: {reward}")
         except GradingError as error:
             return dropped(event, at_ns, "grader_outage", str(error))
         except BlobMissingError as error:

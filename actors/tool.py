@@ -90,6 +90,13 @@ class Tool(Actor):
         await self.platform.fault("tool.called")
         await self._deliver_result(event, ToolReply(episode=event.episode, call=event.call, result=result))
 
+    async def poisoned(self, stored: Stored) -> None:
+        """The driver hears of a call that always fails as of an outage: it need not wait for its deadline."""
+        event = stored.event
+        if isinstance(event, ToolRequested):
+            result = ToolResult(error="retryable", message="no tool actor could carry it out; see DEAD and their logs")
+            await self._deliver_result(event, ToolReply(episode=event.episode, call=event.call, result=result))
+
     async def _deliver_result(self, event: ToolRequested, reply: ToolReply) -> None:
         trouble = ""
         for n_tries in range(REPLY_TRIES):

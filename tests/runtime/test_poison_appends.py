@@ -5,13 +5,14 @@ import asyncio
 import pytest
 
 from actors.cli import dead_letters
-from actors.runtime.appends import append_past_malformed
+from actors.runtime.appends import append_past_malformed, last_fact
 from actors.runtime.bus import Scope, Stored
 from actors.runtime.dead_letters import MAX_KEPT_BYTES, bury
 from actors.runtime.outcomes import append_outcome
-from asearch.errors import ConflictError
+from asearch.errors import BlobMissingError, ConflictError
 from schemas import topology
 from schemas.events import EpisodeDropped, EventRefused, PolicyPublished, RunEnded
+from schemas.records import BlobRef
 from tests.runtime.conftest import Harness
 from tests.runtime.facts import dropped, ended
 
@@ -104,6 +105,27 @@ async def test_a_message_is_buried_once_whoever_refuses_it(harness: Harness) -> 
     (kept,) = [each.event for each in await read_all(bus, "dead")]
     assert isinstance(kept, EventRefused)
     assert (kept.stream, kept.sequence, kept.data, kept.size_bytes) == ("trace", 1, NOISE, len(NOISE))
+
+
+async def test_the_newest_fact_is_found_behind_noise(harness: Harness) -> None:
+    bus = await harness.bus("scheduler")
+    await bus.ensure_topology()
+    assert await last_fact(bus, RunEnded, "r") is None
+    await bus.append(ended(1), "r")
+    await bus.append(ended(2), "r")
+    await harness.inject("plan", topology.subject(harness.run, RunEnded, "r"), NOISE)
+    assert await last_fact(bus, RunEnded, "r") == ended(2)
+    await harness.inject("plan", topology.subject(harness.run, RunEnded, "s"), NOISE)
+    assert await last_fact(bus, RunEnded, "s") is None
+
+
+@pytest.mark.parametrize(("size_bytes", "n_chunks"), [(1 << 40, 1 << 20), (1 << 20, 1 << 30), (10, 0)])
+async def test_a_reference_that_cannot_be_right_is_refused_unread(harness: Harness, size_bytes: int, n_chunks: int) -> None:
+    bus = await harness.bus()
+    await bus.ensure_topology()
+    with pytest.raises(BlobMissingError, match="cannot hold"):
+        async with asyncio.timeout(2.0):
+            await bus.get_blob(BlobRef(episode="e", hash="h", size_bytes=size_bytes, n_chunks=n_chunks))
 
 
 async def test_messages_that_had_one_sequence_one_after_the_other_are_all_kept(harness: Harness) -> None:
