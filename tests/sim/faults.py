@@ -47,9 +47,11 @@ class Fault:
     draw: int = 0
     again: int = 0
     """Where not 0: the life that follows is killed too, at this step."""
+    point: str = ""
+    """With the kind `point`: the fault point, at the `draw`-th time from then on; empty for one that the draw picks."""
 
     def __str__(self) -> str:
-        parts = [f"{self.at_ms / 1000:.3f} s", self.kind, self.target]
+        parts = [f"{self.at_ms / 1000:.3f} s", self.kind, self.target, self.point]
         parts += [f"for {self.for_ms / 1000:.3f} s"] if self.for_ms else []
         parts += [f"draw {self.draw}"] if self.draw else []
         parts += [f"again at step {self.again}"] if self.again else []

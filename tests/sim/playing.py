@@ -133,9 +133,13 @@ class Player:
             case "await" | "double":
                 life.dies_at = life.n_steps + fault.draw
             case "point":
-                points = sorted(self._seen.get(life.kind, ()))
-                if points:
-                    self._point[fault.target] = (points[fault.draw % len(points)], 1 + fault.draw // 13 % 4)
+                seen = self._seen.get(life.kind, Counter())
+                if fault.point:
+                    self._point[fault.target] = (fault.point, fault.draw)
+                elif points := sorted(seen):
+                    point = points[fault.draw % len(points)]
+                    # A point that comes rarely is waited for once, or the run ends before it.
+                    self._point[fault.target] = (point, 1 + fault.draw // 13 % min(4, seen[point]))
             case "file":
                 self._file[fault.target] = fault.draw
             case "stop":

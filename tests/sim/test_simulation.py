@@ -12,11 +12,12 @@ import pytest
 from schemas.events import AnyEvent, EpisodeFinished, EpisodeRequested, EpisodeTaken, Event, ToolReturned
 from tests.sim.faults import Fault
 from tests.sim.many import run_many
-from tests.sim.run import run_seed
+from tests.sim.run import run_scenario, run_seed
 from tests.sim.scenario import Scenario
 from tests.sim.simulation import Simulation
 
 MANY_SEEDS = 500
+KINDS = ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder")
 
 
 def test_a_run_completes_and_its_accounts_agree(tmp_path: Path) -> None:
@@ -67,6 +68,35 @@ def test_any_actor_may_die(tmp_path: Path, victim: str) -> None:
     assert sim.ended.reason == "completed"
     assert sim.troubles.counts["kill"] == 3
     sim.check()
+
+
+def fault_points() -> dict[str, int]:
+    """Every named fault point by `kind: point`, and how often a calm run passes it."""
+    passed = run_scenario(Scenario(seed=8)).passed
+    return {name: n for name, n in passed.items() if ": before " not in name}
+
+
+def killed_at(name: str, nth: int) -> list[str]:
+    """What is wrong after a run in which a process was killed at the `nth` passing of a fault point."""
+    kind, _, point = name.partition(": ")
+    result = run_scenario(Scenario(seed=8, faults=(Fault(0, "point", f"{kind}-0", draw=nth, point=point),)))
+    happened = [] if result.fault_points.get(name) else ["nobody was killed"]
+    return [f"{name}, time {nth}: {problem}" for problem in [*result.problems, *happened]]
+
+
+def test_the_trainer_and_the_scheduler_may_die_at_every_fault_point() -> None:
+    points = {name: n for name, n in fault_points().items() if name.startswith(("trainer: trainer.", "scheduler: scheduler."))}
+    assert len(points) > 15
+    assert [problem for name, n in points.items() for problem in killed_at(name, (n + 1) // 2)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_actor_may_die_at_every_fault_point() -> None:
+    points = fault_points()
+    assert {name.partition(":")[0] for name in points} == {*KINDS}
+    deaths = [(name, nth) for name, n in points.items() for nth in sorted({1, 2, (n + 2) // 3}) if nth <= n]
+    assert [problem for name, nth in deaths for problem in killed_at(name, nth)] == []
 
 
 def test_what_a_killed_recorder_had_not_flushed_is_never_flushed(tmp_path: Path) -> None:
