@@ -117,6 +117,15 @@ class Player:
 
     # --- the faults ---
 
+    def _await_point(self, fault: Fault, life: Life) -> None:
+        seen = self._seen.get(life.kind, Counter())
+        if fault.point:
+            self._point[fault.target] = (fault.point, fault.draw)
+        elif points := sorted(seen):
+            point = points[fault.draw % len(points)]
+            # A point that comes rarely is waited for once, or the run ends before it.
+            self._point[fault.target] = (point, 1 + fault.draw // 13 % min(4, seen[point]))
+
     async def _inflict(self, fault: Fault) -> None:
         if not fault.target:
             await self._inflict_on_all(fault)
@@ -133,13 +142,7 @@ class Player:
             case "await" | "double":
                 life.dies_at = life.n_steps + fault.draw
             case "point":
-                seen = self._seen.get(life.kind, Counter())
-                if fault.point:
-                    self._point[fault.target] = (fault.point, fault.draw)
-                elif points := sorted(seen):
-                    point = points[fault.draw % len(points)]
-                    # A point that comes rarely is waited for once, or the run ends before it.
-                    self._point[fault.target] = (point, 1 + fault.draw // 13 % min(4, seen[point]))
+                self._await_point(fault, life)
             case "file":
                 self._file[fault.target] = fault.draw
             case "stop":
