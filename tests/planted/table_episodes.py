@@ -68,7 +68,7 @@ EPISODES = (
         "                fact for n, fact in enumerate(facts) if not isinstance(fact, TokensGenerated) or fact.finish\n"
         "                or any(isinstance(later, TokensGenerated) and later.finish for later in facts[n:])\n"
         "            ))",
-        (sim("tests/sim/test_episode_kills.py"),),
+        (unit("tests/actors/test_takeover.py"), sim("tests/sim/test_episode_kills.py")),
     ),
     Mutation(
         "stale-attempt-counts",
@@ -92,7 +92,7 @@ EPISODES = (
         RUN,
         "        if await self.trace.has_outcome():\n            return None\n        taken",
         "        taken",
-        (unit("tests/actors/test_ends_of_episodes.py"),),
+        (unit("tests/actors/test_driver_faults.py::test_an_episode_that_has_ended_is_not_taken_again"),),
     ),
     Mutation(
         "stale-driver-ends-the-episode",
@@ -100,7 +100,7 @@ EPISODES = (
         RUN,
         "        await self.trace.reconcile()\n        await append_outcome(",
         "        await append_outcome(",
-        (unit("tests/actors/test_ends_of_episodes.py"),),
+        (unit("tests/actors/test_driver_faults.py::test_a_driver_that_wakes_up_past_the_deadline_drops_nothing"),),
     ),
     Mutation(
         "blob-after-its-event",
@@ -146,6 +146,6 @@ EPISODES = (
         RUN,
         '            await self.drop("engine_outage", str(error))\n            return\n',
         "            log.warning(str(error))\n",
-        (unit("tests/actors/test_ends_of_episodes.py"),),
+        (unit("tests/actors/test_engine_outage.py"),),
     ),
 )

@@ -49,7 +49,7 @@ LEARNING = (
         LEDGER,
         "needed = members if self.rules.min_graded is None else self.rules.min_graded",
         "needed = self.rules.min_graded or 1",
-        (prop(LEDGER_MACHINE),),
+        (unit("tests/learning/test_ledger.py"), prop(LEDGER_MACHINE)),
     ),
     Mutation(
         "refill-unbounded",

@@ -1,6 +1,6 @@
 """Bugs of the scheduler and the recorder."""
 
-from tests.planted.mutation import Mutation, prop, sim, unit
+from tests.planted.mutation import Mutation, prop, unit
 
 SCHEDULER = "actors/scheduler.py"
 RECORDER = "actors/recorder.py"
@@ -8,10 +8,13 @@ RECORDER = "actors/recorder.py"
 PLAN = (
     Mutation(
         "plan-without-compare-and-set",
-        "a scheduler appends behind whatever the plan ends with by then, so two write one plan",
+        "a scheduler appends to the plan without a condition, so two write one plan",
         SCHEDULER,
-        "                expected=before,\n                scope=Scope.STREAM,\n",
-        '                expected=await self.bus.last_sequence("plan"),\n                scope=Scope.STREAM,\n',
+        "            self._last_plan = await append_patiently(\n                self.bus,\n"
+        "                event,\n                *key,\n"
+        "                expected=before,\n                scope=Scope.STREAM,\n"
+        "                waits_for=lambda why: self.become(self.state, why),\n            )\n",
+        "            self._last_plan = await self.bus.append(event, *key)\n",
         (unit("tests/actors/test_scheduler.py::test_of_two_schedulers_one_exits"),),
     ),
     Mutation(
@@ -52,7 +55,7 @@ PLAN = (
         "asearch/learning/planner.py",
         "self._refills = {name: refill for name, refill in named.items() if name not in self._refilled}",
         "self._refills = {}",
-        (prop("tests/properties/test_admission_machine.py"),),
+        (unit("tests/learning/test_due_refills.py"),),
     ),
     Mutation(
         "fold-of-the-wrong-moment",
@@ -68,7 +71,7 @@ PLAN = (
         RECORDER,
         "        await self._in_thread(self._sync)\n        await self._purge_trace()\n",
         "        await self._purge_trace()\n",
-        (sim("tests/sim/test_simulation.py::test_what_a_killed_recorder_had_not_flushed_is_never_flushed"),),
+        (unit("tests/actors/test_archive_order.py"),),
     ),
     Mutation(
         "trace-purged-too-far",

@@ -51,12 +51,16 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.open))
     @rule(
         data=st.data(),
-        end=st.sampled_from(["graded", "graded", "graded", "dropped", "dead"]),
+        ends=st.lists(st.sampled_from(["graded", "graded", "graded", "dropped", "dead"]), min_size=1, max_size=3),
         reward=st.sampled_from([0.0, 0.0, 1.0, 0.5]),
         age=st.integers(0, 3),
         gap=st.sampled_from([1, 1, 1, 3]),
     )
-    def end(self, data: Any, end: str, reward: float, age: int, gap: int) -> None:
+    def end(self, data: Any, ends: list[str], reward: float, age: int, gap: int) -> None:
+        for number, end in enumerate(ends[: len(self.open)]):
+            self._end_one(data, end, reward + number / 2, age, gap)
+
+    def _end_one(self, data: Any, end: str, reward: float, age: int, gap: int) -> None:
         # Small draws take the youngest: older groups stay open while later ones are settled.
         group, member = self.open.pop(-1 - data.draw(st.integers(0, len(self.open) - 1)))
         self.last += gap
