@@ -152,7 +152,7 @@ async def test_an_episode_that_has_ended_is_not_taken_again(cast: Cast) -> None:
     """Its request comes again when an acknowledgement was lost; its facts may be archived and purged by then."""
     engine = await cast.engine(answer)
     held = await cast.driver()
-    await held._run_of(request()).die("poison", "test")
+    await held._run_of(request(), 1).die("poison", "test")
     await cast.ask(request(), request("e2"))
     await cast.stage.wait_for("trace", EpisodeFinished)
     assert [command.episode for command in engine.asked] == ["e2"]
