@@ -12,7 +12,8 @@ HEAD = """# Planted bugs
 Each row is a bug that a reviewer would call realistic. `python -m tests.planted` (`just planted`) copies the sources, puts one
 bug in at a time and runs the tests named for it, lowest level first, until one fails; before that they all pass without any.
 A row whose text no longer fits the sources fails the fast suite, so the table cannot rot. This page is written by
-`python -m tests.planted --page`; the seconds of a row are those of its last run, two at a time on two busy cores, start of pytest included.
+`python -m tests.planted --page`; the seconds of a row are those of its
+last run, two at a time on two busy cores, start of pytest included.
 
 Levels: *unit* one part; *property* hypothesis against a model; *sim* whole runs in virtual time; *crash* real processes killed;
 *durability* what is on disk after a power cut.
