@@ -35,17 +35,18 @@ from tests.sim.faults import Troubles
 from tests.sim.parts import WORDS, ScriptedRank, ScriptedServer, ScriptedTool
 from tests.sim.scenario import SETTINGS
 
-STEP_MS = 100
 MAX_IN_FLIGHT = 64
 
 
 class FuzzedRun:
     """Good episodes and noise in one run, which goes on until it is stopped."""
 
-    def __init__(self, stage: Stage, model_dir: str, folder: Path, *, seed: int) -> None:
+    def __init__(self, stage: Stage, model_dir: str, folder: Path, *, seed: int, step_ms: int) -> None:
+        """`step_ms` is what an update takes: it sets how many good episodes a second are asked for."""
         self.stage, self.model_dir, self.folder = stage, model_dir, folder
         run = msgspec.structs.replace(SETTINGS.run, steps=1_000_000, lease_s=6.0, max_groups_in_flight=24, eta=4)
         self.settings: Settings = msgspec.structs.replace(SETTINGS, run=run)
+        self._step_ms = step_ms
         self.generator = Generator(stage.run, seed)
         self.poison: dict[tuple[str, int], bytes] = {}
         """What was stored and is no event, by stream and sequence."""
@@ -73,7 +74,7 @@ class FuzzedRun:
             kind: await self.stage.context(f"{kind}-0", self.settings)
             for kind in ("trainer", "engine", "grader", "tool", "driver", "recorder", "scheduler")
         }
-        rank = ScriptedRank(troubles, STEP_MS)
+        rank = ScriptedRank(troubles, self._step_ms)
         self._watcher = asyncio.create_task(self._watch_outcomes())
         await self._start(Engine(contexts["engine"], self.model_dir, server=ScriptedServer(tokenizer, troubles)), "starting")
         await self._start(Trainer(contexts["trainer"], self.model_dir, self.folder / "weights", rank))

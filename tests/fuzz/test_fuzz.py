@@ -20,9 +20,10 @@ async def play(
     per_s: float,
     n_windows: int,
     quiet_s: float,
+    step_ms: int,
 ) -> tuple[float, float]:
     """Everything that must hold whatever comes in; graded episodes per second with fuzz and without."""
-    run = FuzzedRun(stage, model_dir, folder, seed=1)
+    run = FuzzedRun(stage, model_dir, folder, seed=1, step_ms=step_ms)
     await run.start()
     await run.fuzz(n, per_s, n_windows=n_windows, quiet_s=quiet_s)
     assert run.deaths() == [], run.states()
@@ -46,12 +47,13 @@ async def play(
 
 @pytest.mark.timeout(120)
 async def test_two_thousand_bad_messages(stage: Stage, model_dir: str, tmp_path: Path) -> None:  # noqa: F811
-    fuzzed, quiet = await play(stage, model_dir, tmp_path, n=2000, per_s=300.0, n_windows=2, quiet_s=2.0)
+    fuzzed, quiet = await play(stage, model_dir, tmp_path, n=2000, per_s=300.0, n_windows=2, quiet_s=2.0, step_ms=100)
     assert fuzzed > 0 and quiet > 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_a_hundred_thousand_bad_messages(stage: Stage, model_dir: str, tmp_path: Path) -> None:  # noqa: F811
-    fuzzed, quiet = await play(stage, model_dir, tmp_path, n=100_000, per_s=300.0, n_windows=10, quiet_s=6.0)
+    # All actors, broker client and the sender share one process here: the good load is one that it bears with the fuzz.
+    fuzzed, quiet = await play(stage, model_dir, tmp_path, n=100_000, per_s=300.0, n_windows=10, quiet_s=20.0, step_ms=3000)
     assert fuzzed >= 0.9 * quiet
