@@ -1,8 +1,10 @@
 """Runs the table: copies the sources, plants one bug at a time, and asks its levels in order whether they see it."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,10 +71,21 @@ def _python(root: Path, *arguments: str, timeout_s: float = 60.0) -> "subprocess
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except BaseException:
-        os.killpg(process.pid, 9)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
+    finally:
+        _end_leftovers(root)
     return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+
+def _end_leftovers(root: Path) -> None:
+    """A test that fails, or is killed, may leave a broker in a session of its own: end what was started for this copy."""
+    mark = f"PYTHONPATH={root}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def run_tests(root: Path, tests: Iterable[str], timeout_s: float = CHECK_TIMEOUT_S) -> tuple[int, list[str], str]:
