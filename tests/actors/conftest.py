@@ -32,6 +32,7 @@ class Stage:
         self.run = f"t{uuid.uuid4().hex[:10]}"
         self.buses: list[Bus] = []
         self.living: list[tuple[Actor, asyncio.Task[None]]] = []
+        self.drain_s = 2.0
 
     async def connect(self, kind: str) -> Bus:
         """A connection of an actor of this kind."""
@@ -46,7 +47,7 @@ class Stage:
 
     async def start(self, actor: Actor, state: str = "ready") -> Actor:
         """Let an actor live; returns when it is ready."""
-        task = asyncio.create_task(actor.run(2.0))
+        task = asyncio.create_task(actor.run(self.drain_s))
         self.living.append((actor, task))
         async with asyncio.timeout(10.0):
             while actor.state != state and not task.done():  # noqa: ASYNC110 -- a state has no event

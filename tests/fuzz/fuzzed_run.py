@@ -47,6 +47,8 @@ class FuzzedRun:
         run = msgspec.structs.replace(SETTINGS.run, steps=1_000_000, lease_s=6.0, max_groups_in_flight=24, eta=4)
         self.settings: Settings = msgspec.structs.replace(SETTINGS, run=run)
         self._step_ms = step_ms
+        # The trainer finishes its step and commits a checkpoint when it is stopped.
+        stage.drain_s = 10.0 + step_ms / 1000
         self.generator = Generator(stage.run, seed)
         self.poison: dict[tuple[str, int], bytes] = {}
         """What was stored and is no event, by stream and sequence."""
