@@ -1,7 +1,8 @@
 """The archive of a run: files of JSON lines in `archive/`, written by the recorder before it purges a stream.
 
 `episodes.jsonl` holds an `ArchivedEpisode` a line, `outcomes.jsonl` an `ArchivedOutcome`, both in the order of OUTCOMES.
-`blobs/HASH` holds the payloads that lie nowhere else: large tool results and generated texts, as they were stored.
+`blobs/HASH` holds the payloads that lie nowhere else: large tool results, generated texts and the tokens of updates
+(`StepTokens`), as they were stored.
 """
 
 import msgspec
@@ -19,6 +20,10 @@ class ArchivedEpisode(msgspec.Struct, frozen=True, kw_only=True):
     """Of its outcome in OUTCOMES."""
     outcome: AnyOutcome
     facts: list[Event]
+    sequences: list[int] = []
+    """Of each fact in TRACE; empty in archives that older code wrote."""
+    checksums: list[str] = []
+    """xxh3-64 hex of the JSON of each fact as it stands in this line, then of the outcome: a byte that changes later is noticed."""
 
 
 class ArchivedOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

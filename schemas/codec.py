@@ -12,7 +12,7 @@ import msgspec
 
 from schemas.commands import AnyMessage, Generate, GenerationChunk, Message
 from schemas.events import AnyEvent, Event, TokensGenerated
-from schemas.records import Column, ToolResult, Trajectory
+from schemas.records import Column, StepTokens, ToolResult, Trajectory
 
 ITEM_BYTES = {
     f"{kind}{size}": size for kind, sizes in (("u", (1, 2, 4, 8)), ("i", (1, 2, 4, 8)), ("f", (2, 4, 8))) for size in sizes
@@ -40,10 +40,11 @@ _messages = msgspec.msgpack.Decoder(AnyMessage)
 _results = msgspec.msgpack.Decoder(ToolResult)
 _texts = msgspec.msgpack.Decoder(list[str])
 _trajectories = msgspec.msgpack.Decoder(Trajectory)
+_step_tokens = msgspec.msgpack.Decoder(StepTokens)
 
 
-def encode(value: Event | Message | Trajectory) -> bytes:
-    """The msgpack form of an event, message or trajectory."""
+def encode(value: Event | Message | Trajectory | StepTokens) -> bytes:
+    """The msgpack form of an event, message, trajectory or of the tokens of an update."""
     return _encoder.encode(value)
 
 
@@ -74,6 +75,15 @@ def decode_trajectory(data: bytes) -> Trajectory:
     for segment in trajectory.segments:
         _check_columns(segment.columns, "a trajectory")
     return trajectory
+
+
+def decode_step_tokens(data: bytes) -> StepTokens:
+    """Read the stored tokens of an update. Raises MalformedError for anything that is not that."""
+    tokens = cast("StepTokens", _decode(_step_tokens, data, "the tokens of an update"))
+    for episode in tokens.episodes:
+        for segment in episode.segments:
+            _check_columns(segment.columns, "the tokens of an update")
+    return tokens
 
 
 def encode_generated(texts: list[str]) -> bytes:

@@ -17,6 +17,7 @@ RECURRING = {
     "last_turn": "Last of the turns that generated its trained tokens.",
     "end": "Index behind the last token.",
     "engine": "Id of the engine.",
+    "episodes": "The episodes that it speaks of.",
     "group": "Id of the group.",
     "id": "Deterministic id: the same fact has the same id whoever retries it.",
     "key": "The references of the task.",

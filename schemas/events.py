@@ -191,6 +191,8 @@ class TokensGenerated(HeldFact, tag="tokens_generated", frozen=True, kw_only=Tru
     """From the engine's acceptance of the request to these tokens."""
     n_asked: int = 1
     """How often this driver has asked for this generation: above 1, an engine or its tokens were lost."""
+    request_hash: str = ""
+    """xxh3-64 hex of what was asked for (`asearch.agents.episode.request_hash`), with the first tokens alone; empty: not known."""
 
 
 class ToolRequested(HeldFact, tag="tool_requested", frozen=True, kw_only=True):
@@ -259,6 +261,8 @@ class EpisodeFinished(HeldFact, tag="episode_finished", frozen=True, kw_only=Tru
     """Where `generated` lies instead, when it is large: a msgpack list of texts."""
     meta: dict[str, str] = {}
     """`Task.meta`, for reports."""
+    requested_ns: int = 0
+    """`at_ns` of the request that the driver worked on; 0 where it is not known."""
 
 
 # --- OUTCOMES: exactly one per episode, the first wins ----------------------------------------------------------------
@@ -371,6 +375,8 @@ class StepTrained(Event, tag="step_trained", frozen=True, kw_only=True):
     """The update itself."""
     idle_ns: int = 0
     """How long the trainer had waited for the batch."""
+    tokens: BlobRef | None = None
+    """Where the `StepTokens` lie, under the episode `step_tokens_key`; None where nothing was recorded token by token."""
 
 
 class PolicyPublished(Event, tag="policy_published", frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ A frame is a 4-byte little-endian length and that many bytes of msgpack. Command
 
 import msgspec
 
-from schemas.records import Record, Segment, Version, WeightManifest
+from schemas.records import Record, Segment, TrainedEpisode, Version, WeightManifest
 
 MAX_FRAME_BYTES = 1 << 30
 
@@ -53,6 +53,8 @@ class TrainStep(Command, tag="train_step", frozen=True, kw_only=True):
     max_staleness: int | None = None
     rule: str = "mask"
     claims: tuple[Version, ...] = ()
+    max_recorded_tokens: int = 0
+    """Trained tokens whose log-probabilities the reply may hold at most; 0: it holds nothing by token or episode."""
 
 
 class ExportWeights(Command, tag="export_weights", frozen=True, kw_only=True):
@@ -120,6 +122,8 @@ class StepDone(Reply, tag="step_done", frozen=True, kw_only=True):
     """Trained tokens by staleness."""
     metrics: dict[str, float]
     elapsed_ns: int
+    episodes: list[TrainedEpisode] = []
+    """What became of every episode, where `max_recorded_tokens` is above 0; token columns up to that bound."""
 
 
 class WeightsExported(Reply, tag="weights_exported", frozen=True, kw_only=True):

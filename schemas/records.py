@@ -110,6 +110,38 @@ class Trajectory(Record, frozen=True, kw_only=True):
     segments: list[Segment]
 
 
+class TrainedSegment(Record, frozen=True, kw_only=True):
+    """What an update did with one segment: the n tokens that entered the loss, in order.
+
+    Columns, each of shape (n,): `positions` u4 (index in the segment), `logprobs` f4 (log-probability under the policy that the
+    update began from).
+    """
+
+    segment: str
+    """`Segment.id`."""
+    columns: dict[str, Column]
+    """By name: `positions`, `logprobs`, and what later work adds."""
+
+
+class TrainedEpisode(Record, frozen=True, kw_only=True):
+    """What an update did with one episode."""
+
+    episode: str
+    advantage: Finite
+    """The advantage that all its trained tokens had."""
+    segments: list[TrainedSegment] = []
+    """Those with trained tokens; empty where the bound on recorded tokens left them out."""
+
+
+class StepTokens(Record, frozen=True, kw_only=True):
+    """The tokens of one update as the trainer saw them, for whoever looks at an episode."""
+
+    model: str
+    lineage: Count
+    step: Count
+    episodes: list[TrainedEpisode]
+
+
 class RewardItem(Record, frozen=True, kw_only=True):
     """A named part of a reward, with the tokens [start, end) of a segment that it speaks of, where it does."""
 

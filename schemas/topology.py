@@ -136,7 +136,7 @@ TOPOLOGY = Topology(
         Fact(events.StepTrained, "policy", "step", "trained", ("trainer",), ("model",)),
         Fact(events.PolicyPublished, "policy", "version", "published", ("trainer",), ("model",)),
         Fact(events.CheckpointCommitted, "policy", "checkpoint", "committed", ("trainer",), ("model",)),
-        Fact(events.BlobStored, "blobs", "chunk", "stored", ("driver",), ("episode", "hash", "index")),
+        Fact(events.BlobStored, "blobs", "chunk", "stored", ("driver", "trainer"), ("episode", "hash", "index")),
         Fact(
             events.EventRefused,
             "dead",
@@ -266,6 +266,11 @@ def subject(run: str, event: type[events.Event], *key: str) -> str:
         if not is_key(token):
             raise ValueError(f"{token!r} cannot be part of a subject: use letters, digits, '-' and '_'")
     return f"asearch.{run}.{fact.stream}.{fact.noun}.{fact.verb}.{'.'.join(key)}"
+
+
+def step_tokens_key(model: str, lineage: int, step: int) -> str:
+    """The name under which the tokens of an update lie in BLOBS, where payloads of episodes have the episode's."""
+    return f"step-{model}-{lineage}-{step}"
 
 
 def is_in_place(subject: str, event: events.Event) -> bool:

@@ -8,11 +8,11 @@ from msgspec import inspect as types
 
 from schemas.commands import AnyMessage
 from schemas.events import AnyEvent
-from schemas.records import ToolResult, Trajectory
+from schemas.records import StepTokens, ToolResult, Trajectory
 
 EVENTS: tuple[type[msgspec.Struct], ...] = get_args(AnyEvent)
 MESSAGES: tuple[type[msgspec.Struct], ...] = get_args(AnyMessage)
-STORED: tuple[type[msgspec.Struct], ...] = (Trajectory, ToolResult)
+STORED: tuple[type[msgspec.Struct], ...] = (Trajectory, ToolResult, StepTokens)
 
 
 def sample(struct: type[msgspec.Struct]) -> msgspec.Struct:

@@ -32,6 +32,7 @@ DECODERS: dict[str, Decode] = {
     "event": codec.decode_event,
     "message": codec.decode_message,
     "trajectory": codec.decode_trajectory,
+    "step tokens": codec.decode_step_tokens,
     "generated": codec.decode_generated,
     "result": codec.decode_result,
 }
@@ -91,7 +92,8 @@ def instances(struct: type[msgspec.Struct]) -> st.SearchStrategy[msgspec.Struct]
 def decoder_of(struct: type[msgspec.Struct]) -> Decode:
     if struct in EVENTS:
         return codec.decode_event
-    return codec.decode_message if struct in MESSAGES else DECODERS[{"ToolResult": "result"}.get(struct.__name__, "trajectory")]
+    names = {"ToolResult": "result", "StepTokens": "step tokens"}
+    return codec.decode_message if struct in MESSAGES else DECODERS[names.get(struct.__name__, "trajectory")]
 
 
 def everything() -> st.SearchStrategy[msgspec.Struct]:

@@ -77,9 +77,11 @@ def test_queues_and_readers_take_what_is_in_their_stream() -> None:
 
 def test_design_rules_of_writers() -> None:
     for fact in TOPOLOGY.facts:
-        if fact.stream in ("plan", "trace", "policy", "blobs"):
+        if fact.stream in ("plan", "trace", "policy"):
             owner = {"plan": "scheduler", "policy": "trainer"}.get(fact.stream, "driver")
             assert fact.writers == (owner,)
+        if fact.stream == "blobs":
+            assert fact.writers == ("driver", "trainer")
         assert "viewer" not in fact.writers
         assert (fact.stream == "outcomes") == issubclass(fact.event, events.Outcome)
 
