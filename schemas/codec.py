@@ -79,10 +79,10 @@ def decode_trajectory(data: bytes) -> Trajectory:
 
 def decode_step_tokens(data: bytes) -> StepTokens:
     """Read the stored tokens of an update. Raises MalformedError for anything that is not that."""
-    tokens = cast("StepTokens", _decode(_step_tokens, data, "the tokens of an update"))
+    tokens = cast("StepTokens", _decode(_step_tokens, data, "a record of trained tokens"))
     for episode in tokens.episodes:
         for segment in episode.segments:
-            _check_columns(segment.columns, "the tokens of an update")
+            _check_columns(segment.columns, "a record of trained tokens")
     return tokens
 
 
