@@ -12,6 +12,10 @@ default:
 setup:
     @PYTHON={{python}} CONSTRAINTS={{constraints}} sh infra/setup.sh
 
+# install Chromium for the tests of the page, where it is missing and we may
+browser:
+    @sh infra/browser.sh
+
 # start broker and actors, train, show the live screen; attaches to a run that is live
 up *args: setup
     @{{bin}}/asearch up {{args}}
@@ -29,11 +33,11 @@ train *args: setup
     @{{bin}}/asearch train {{args}}
 
 # run the tests (under 12 minutes on 2 cores)
-test *args: setup
+test *args: setup browser
     {{bin}}/pytest -m "not slow" {{args}}
 
 # the long levels too (under 60 minutes on 2 cores)
-test-all *args: setup
+test-all *args: setup browser
     {{bin}}/pytest {{args}}
 
 # format, lint, types, layers

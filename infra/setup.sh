@@ -16,5 +16,5 @@ echo "setting up .venv (once; about 1 GB of packages) ..." >&2
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 # torch first and by itself: no other requirement may choose its build.
 .venv/bin/python -m pip install --quiet "$(grep '^torch==' "$constraints" || echo torch)"
-.venv/bin/python -m pip install --quiet --constraint "$constraints" --editable '.[plot,dev]'
+.venv/bin/python -m pip install --quiet --constraint "$constraints" --editable '.[plot,otel,parquet,tensorboard,wandb,dev]'
 echo "$stamp" > .venv/asearch-setup
