@@ -28,6 +28,7 @@ from asearch.agents.episode import (
     TokenGapError,
     ToolCall,
     ToolReplied,
+    request_hash,
 )
 from asearch.agents.recorded import elapsed_ns, fact_of, fold, generated_fact, n_idle_takes, valid_facts
 from asearch.agents.segments import segments
@@ -232,11 +233,13 @@ class EpisodeRun:
         self._n_fruitless += 1
 
     def _told(self, asked: GenerateRequest, chunk: GenerationChunk) -> TokensGenerated:
+        offset = asked.n_held + chunk.offset
         return TokensGenerated(
             **self._stamp("tokens"),
             request=asked.id,
             turn=asked.turn,
-            offset=asked.n_held + chunk.offset,
+            offset=offset,
+            request_hash="" if offset else request_hash(asked),
             columns=chunk.columns,
             versions=chunk.versions,
             finish=chunk.finish,
@@ -316,6 +319,7 @@ class EpisodeRun:
                 refill=request.refill,
                 label=request.label,
                 elapsed_ns=held_ns,
+                requested_ns=request.at_ns,
                 oldest=told.oldest,
                 meta=request.task.meta,
             )

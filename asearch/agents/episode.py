@@ -9,6 +9,7 @@ the state.
 from typing import Literal, Protocol
 
 import msgspec
+import xxhash
 
 from asearch.agents.packed import unpack_ids
 from asearch.agents.pieces import Piece
@@ -119,6 +120,23 @@ class GenerateRequest(Value, frozen=True, kw_only=True):
     def n_held(self) -> int:
         """Offset of the next token of this call."""
         return len(self.held) // 4
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def request_hash(asked: GenerateRequest) -> str:
+    """Names what a call asks for: xxh3-64 hex, the same for a request and every resumption of it.
+
+    Covers id, turn, kind, prompt, stop strings, sampling parameters and the budget of tokens of the whole call; not what
+    follows from the tokens held: these, the rest of the budget, and the seed, which is drawn anew for every resumption.
+    """
+    budget = asked.max_new_tokens + asked.n_held
+    sampling = (float(asked.temperature), float(asked.top_p), asked.top_k)
+    # Msgpack says where it ends, so that what follows it can only be the prompt.
+    digest = xxhash.xxh3_64(_encoder.encode((asked.id, asked.turn, asked.kind, asked.stop, *sampling, budget)))
+    digest.update(asked.prompt)
+    return digest.hexdigest()
 
 
 class ToolCall(Value, frozen=True, kw_only=True):

@@ -39,6 +39,7 @@ from tests.sim.scenario import SETTINGS
 def request(episode: str = "e1", attempt: int = 0) -> EpisodeRequested:
     return EpisodeRequested(
         id=f"request-{episode}-{attempt}",
+        at_ns=1_700_000_000_000_000_000 + attempt,
         episode=episode,
         group="g",
         member=0,
@@ -175,6 +176,8 @@ async def test_a_silent_engine_is_replaced_and_its_tokens_are_kept(cast: Cast) -
     assert again.max_new_tokens == asked.max_new_tokens - 3
     tokens = [event for event in await cast.trace() if isinstance(event, TokensGenerated)]
     assert [event.offset for event in tokens] == [0, 3]
+    assert [len(event.request_hash) for event in tokens] == [16, 0], "what was asked for is said once a generation"
+    assert finished.requested_ns == request().at_ns
 
 
 async def test_tokens_that_get_lost_are_asked_for_again_and_never_recorded(cast: Cast) -> None:
