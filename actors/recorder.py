@@ -27,6 +27,7 @@ from schemas.events import (
     Event,
     PlanFolded,
     ToolReturned,
+    TraceFact,
     TrainerClaimed,
 )
 from schemas.records import BlobRef
@@ -141,7 +142,7 @@ class Recorder(Actor):
         self._taken = stored.sequence
 
     async def _archive(self, sequence: int, outcome: AnyOutcome) -> None:
-        facts = [each.event for each in await self.bus.read_key("trace", outcome.episode) if each.event is not None]
+        facts = [each.event for each in await self.bus.read_key("trace", outcome.episode) if isinstance(each.event, TraceFact)]
         for ref in filter(None, map(_only_copy, facts)):
             await self._archive_blob(ref)
         entry = ArchivedEpisode(episode=outcome.episode, sequence=sequence, outcome=outcome, facts=facts)

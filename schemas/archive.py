@@ -7,7 +7,7 @@
 
 import msgspec
 
-from schemas.events import AnyOutcome, Event
+from schemas.events import AnyOutcome, Event, TraceFact
 
 EPISODES, OUTCOMES, BLOBS = "episodes.jsonl", "outcomes.jsonl", "blobs"
 
@@ -19,7 +19,7 @@ class ArchivedEpisode(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     """Of its outcome in OUTCOMES."""
     outcome: AnyOutcome
-    facts: list[Event]
+    facts: list[TraceFact]
     sequences: list[int] = []
     """Of each fact in TRACE; empty in archives that older code wrote."""
     checksums: list[str] = []

@@ -1,0 +1,71 @@
+"""Where each episode stands in `archive/episodes.jsonl`: found by its line's head, read only when asked for."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from schemas.archive import EPISODES, ArchivedEpisode
+
+_HEAD = re.compile(rb'\{"episode":"((?:[^"\\]|\\.)*)"')
+BLOCK_BYTES = 1 << 22
+HEAD_BYTES = 512
+
+
+class ArchiveIndex:
+    """Grows with the file. A last line without its end is not there yet."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the archive of a run; it need not exist yet."""
+        self.path = folder / EPISODES
+        self._at: dict[str, tuple[int, int]] = {}
+        self._end = 0
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __contains__(self, episode: str) -> bool:
+        return episode in self._at
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._at)
+
+    def refresh(self) -> None:
+        """Take in the lines that were written since."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            file.seek(self._end)
+            head, begin = b"", self._end
+            at = begin
+            while block := file.read(BLOCK_BYTES):
+                place = 0
+                while (end := block.find(b"\n", place)) >= 0:
+                    self._add((head + block[place : min(end, place + HEAD_BYTES)])[:HEAD_BYTES], begin, at + end + 1 - begin)
+                    head, place, begin = b"", end + 1, at + end + 1
+                head = (head + block[place : place + HEAD_BYTES])[:HEAD_BYTES]
+                at += len(block)
+            self._end = begin
+
+    def _add(self, head: bytes, begin: int, n_bytes: int) -> None:
+        found = _HEAD.match(head)
+        if found is not None:
+            name = msgspec.json.decode(b'"' + found[1] + b'"')
+            self._at[name] = (begin, n_bytes)
+
+    def line(self, episode: str) -> bytes:
+        """The line of an episode, without its end. Raises KeyError."""
+        begin, n_bytes = self._at[episode]
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            return file.read(n_bytes).rstrip(b"\n")
+
+    def read(self, episode: str) -> ArchivedEpisode:
+        """What is archived of an episode. Raises KeyError, msgspec.DecodeError."""
+        return _decoder.decode(self.line(episode))
+
+
+_decoder = msgspec.json.Decoder(ArchivedEpisode)
