@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.runtime.archive import read_outcomes
-from actors.runtime.bus import Bus, ConsumerInfo, Incoming, Stored
+from actors.runtime.bus import Bus, ConsumerInfo, Incoming, Stored, StreamInfo
 from asearch.errors import BusError, StreamRewoundError
 from asearch.evaluation.report import STREAMS, RunReport
 from schemas.archive import OUTCOMES
 from schemas.commands import Heartbeat
+from schemas.events import EventRefused, EventRequeued
 from schemas.topology import TOPOLOGY
 
 RATE_WINDOW_S = 15.0
@@ -59,12 +60,36 @@ class Vitals:
 
 
 @dataclass
+class DeadLetters:
+    """How many messages were refused, and how many of these were appended again."""
+
+    n_refused: int = 0
+    n_requeued: int = 0
+    folded: int = 0
+    """The last sequence of DEAD that was counted."""
+
+    async def catch_up(self, bus: Bus, info: StreamInfo) -> None:
+        """Count what DEAD holds beyond what was counted; from its beginning, where it has lost its tail."""
+        if info.last_sequence < self.folded:
+            self.n_refused = self.n_requeued = self.folded = 0
+        if info.last_sequence == self.folded:
+            return
+        async with contextlib.aclosing(bus.read("dead", start_sequence=self.folded + 1, follow=False)) as reader:
+            async for stored in reader:
+                self.n_requeued += isinstance(stored.event, EventRequeued)
+                self.n_refused += stored.event is None or isinstance(stored.event, EventRefused)
+                self.folded = stored.sequence
+
+
+@dataclass
 class View:
     """What is known of a run at this moment."""
 
     report: RunReport = field(default_factory=RunReport)
     vitals: Vitals = field(default_factory=Vitals)
     queues: dict[str, ConsumerInfo] = field(default_factory=dict[str, ConsumerInfo])
+    streams: dict[str, StreamInfo] = field(default_factory=dict[str, StreamInfo])
+    dead: DeadLetters = field(default_factory=DeadLetters)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when something was folded; whoever waits for it clears it."""
     run_dir: Path | None = None
@@ -140,9 +165,15 @@ async def _follow_stream(bus: Bus, view: View, stream: str) -> None:
 
 
 async def _poll_queues(bus: Bus, view: View) -> None:
-    """Ask how many facts wait in every durable queue."""
+    """Ask how many facts wait in every durable queue, how full the streams are, and what came to DEAD."""
     while True:
         for consumer in TOPOLOGY.consumers:
             with contextlib.suppress(BusError):
                 view.queues[consumer.name] = await bus.consumer_info(consumer.name)
+        for stream in TOPOLOGY.streams:
+            with contextlib.suppress(BusError):
+                view.streams[stream.name] = await bus.stream_info(stream.name)
+        with contextlib.suppress(BusError):
+            if "dead" in view.streams:
+                await view.dead.catch_up(bus, view.streams["dead"])
         await bus.platform.sleep(POLL_S)
