@@ -17,8 +17,9 @@ import msgspec
 from actors.runtime.actor import Actor, Context
 from actors.runtime.archive import ArchiveError, EpisodeNames, LineFile, read_outcomes, write_once
 from actors.runtime.bus import Stored
+from actors.runtime.episode_lines import encode_episode
 from asearch.errors import BlobMissingError, BusError, StreamRewoundError
-from schemas.archive import BLOBS, EPISODES, OUTCOMES, ArchivedEpisode, archived_outcome, decode_outcome
+from schemas.archive import BLOBS, EPISODES, OUTCOMES, archived_outcome, decode_outcome
 from schemas.events import (
     AnyOutcome,
     CheckpointCommitted,
@@ -142,11 +143,11 @@ class Recorder(Actor):
         self._taken = stored.sequence
 
     async def _archive(self, sequence: int, outcome: AnyOutcome) -> None:
-        facts = [each.event for each in await self.bus.read_key("trace", outcome.episode) if isinstance(each.event, TraceFact)]
-        for ref in filter(None, map(_only_copy, facts)):
+        stored = await self.bus.read_key("trace", outcome.episode)
+        facts = [(each.sequence, each.event) for each in stored if isinstance(each.event, TraceFact)]
+        for ref in filter(None, (_only_copy(fact) for _, fact in facts)):
             await self._archive_blob(ref)
-        entry = ArchivedEpisode(episode=outcome.episode, sequence=sequence, outcome=outcome, facts=facts)
-        await self._write(lambda: self._episode_file.append(sequence, self._encoder.encode(entry)))
+        await self._write(lambda: self._episode_file.append(sequence, encode_episode(sequence, outcome, facts)))
         await self.platform.fault("recorder.archived")
 
     async def _archive_blob(self, ref: BlobRef) -> None:

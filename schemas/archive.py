@@ -23,7 +23,7 @@ class ArchivedEpisode(msgspec.Struct, frozen=True, kw_only=True):
     sequences: list[int] = []
     """Of each fact in TRACE; empty in archives that older code wrote."""
     checksums: list[str] = []
-    """xxh3-64 hex of the JSON of each fact as it stands in this line, then of the outcome: a byte that changes later is noticed."""
+    """xxh3-64 hex of the JSON of each fact as it stands in this line, then of the outcome: a changed byte is noticed later."""
 
 
 class ArchivedOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

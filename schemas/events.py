@@ -192,7 +192,7 @@ class TokensGenerated(HeldFact, tag="tokens_generated", frozen=True, kw_only=Tru
     n_asked: int = 1
     """How often this driver has asked for this generation: above 1, an engine or its tokens were lost."""
     request_hash: str = ""
-    """xxh3-64 hex of what was asked for (`asearch.agents.episode.request_hash`), with the first tokens alone; empty: not known."""
+    """xxh3-64 hex of what was asked for (`asearch.agents.episode.request_hash`), at offset 0 alone; empty: not known."""
 
 
 class ToolRequested(HeldFact, tag="tool_requested", frozen=True, kw_only=True):

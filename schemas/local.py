@@ -122,7 +122,7 @@ class StepDone(Reply, tag="step_done", frozen=True, kw_only=True):
     """Trained tokens by staleness."""
     metrics: dict[str, float]
     elapsed_ns: int
-    episodes: list[TrainedEpisode] = []
+    episodes: list[TrainedEpisode] = msgspec.field(default_factory=list[TrainedEpisode])
     """What became of every episode, where `max_recorded_tokens` is above 0; token columns up to that bound."""
 
 

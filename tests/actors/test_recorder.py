@@ -20,6 +20,7 @@ from actors.runtime import archive
 from actors.runtime.actor import Context
 from actors.runtime.archive import EpisodeNames, LineFile, SecondRecorderError, read_outcomes
 from actors.runtime.bus import Bus, Stored
+from actors.runtime.episode_lines import damaged
 from actors.runtime.memory import MemoryBus
 from actors.runtime.memory_broker import MemoryBroker
 from actors.runtime.outcomes import append_outcome
@@ -46,6 +47,7 @@ class Line(msgspec.Struct):
     episode: str
     sequence: int
     facts: list[dict[str, object]]
+    sequences: list[int]
 
 
 def archived(stage: Stage) -> list[Line]:
@@ -75,6 +77,8 @@ async def test_every_ended_episode_is_archived_once_across_restarts(stage: Stage
     await until(lambda: second.gauges()["n_archived"] == 2)
     await stage.end(second)
     assert [(line.episode, line.sequence, len(line.facts)) for line in archived(stage)] == [("e1", 1, 2), ("e2", 2, 2)]
+    assert [line.sequences for line in archived(stage)] == [[1, 2], [3, 4]], "where the facts stood in TRACE"
+    assert [damaged(line) for line in (stage.folder / "archive" / "episodes.jsonl").read_bytes().splitlines()] == [[], []]
 
 
 async def test_the_facts_of_a_dropped_episode_are_archived_whole(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
