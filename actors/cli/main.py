@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "actors.cli.train",
     "audit": "actors.cli.audit",
     "dead": "actors.cli.dead",
+    "doctor": "actors.cli.doctor",
     "world": "actors.cli.world",
     "warmstart": "actors.cli.warmstart",
     "bench": "actors.cli.bench",
