@@ -15,7 +15,7 @@ from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import RunFile, read_run_file
 from asearch import parent
 
-KINDS = ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder")
+KINDS = ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder", "viewer")
 
 
 @click.command("actor")
@@ -99,6 +99,12 @@ def _recorder(context: Context, content: RunFile) -> Actor:
     return Recorder(context)
 
 
+def _viewer(context: Context, content: RunFile) -> Actor:
+    from actors.viewer import Viewer
+
+    return Viewer(context, content)
+
+
 BUILDERS: dict[str, Callable[[Context, RunFile], Actor]] = {
     "scheduler": _scheduler,
     "driver": _driver,
@@ -107,4 +113,5 @@ BUILDERS: dict[str, Callable[[Context, RunFile], Actor]] = {
     "grader": _grader,
     "trainer": _trainer,
     "recorder": _recorder,
+    "viewer": _viewer,
 }

@@ -12,13 +12,8 @@ EVALUATED = ("before", "after")
 
 
 def phase_of(report: RunReport) -> str:
-    """What a run is doing, from its facts: `starting`, `evaluation before`, `training`, `evaluation after` or `ended`."""
-    if report.ended is not None:
-        return "ended"
-    newest = report.newest_group
-    if newest is None:
-        return "starting"
-    return "training" if newest.purpose == TRAIN else f"evaluation {newest.label}".rstrip()
+    """What a run is doing."""
+    return report.phase
 
 
 def progress_of(report: RunReport) -> str:

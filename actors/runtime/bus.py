@@ -142,6 +142,11 @@ class Bus(Protocol):
         """How often the connection was lost and made again. When it grew, a stream that is not synced may have lost its tail."""
         ...
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection to the broker stands now."""
+        ...
+
     async def append(
         self,
         event: Event,

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from actors.runtime.archive import read_outcomes
 from actors.runtime.bus import Bus, ConsumerInfo, Incoming, Stored, StreamInfo
 from asearch.errors import BusError, StreamRewoundError
 from asearch.evaluation.report import STREAMS, RunReport
+from asearch.traces.rows import RowTable
 from schemas.archive import OUTCOMES
 from schemas.commands import Heartbeat
-from schemas.events import EventRefused, EventRequeued
+from schemas.events import Event, EventRefused, EventRequeued
 from schemas.topology import TOPOLOGY
 
 RATE_WINDOW_S = 15.0
@@ -94,6 +95,10 @@ class View:
     """Set when something was folded; whoever waits for it clears it."""
     run_dir: Path | None = None
     """Where the archive lies that holds the outcomes which are purged."""
+    rows: RowTable | None = None
+    """A row an episode, where somebody wants them."""
+    on_folded: Callable[[Stored], None] | None = None
+    """Hears every message after it was folded, those from the archive not."""
 
     async def catch_up(self, bus: Bus) -> None:
         """Fold what the streams hold now, whether or not the followers have come that far."""
@@ -109,7 +114,20 @@ class View:
         """Take the next message of a stream; outcomes that were purged before it come from the archive."""
         if stored.stream == "outcomes":
             self.fill(stored.sequence)
-        self.report.fold(stored.stream, stored.sequence, stored.event)
+        self._take(stored.stream, stored.sequence, stored.event)
+        if self.on_folded is not None:
+            self.on_folded(stored)
+
+    def _take(self, stream: str, sequence: int, event: Event | None) -> None:
+        self.report.fold(stream, sequence, event)
+        if self.rows is not None:
+            self.rows.fold(stream, sequence, event)
+
+    def begin_anew(self) -> None:
+        """Forget what was folded: the broker has lost the tail of a stream."""
+        self.report = RunReport()
+        if self.rows is not None:
+            self.rows = RowTable()
 
     def fill(self, before: int) -> None:
         """Fold the outcomes before a sequence that the report lacks: they were archived before they were purged."""
@@ -117,16 +135,16 @@ class View:
             return
         for line in read_outcomes(self.run_dir / "archive" / OUTCOMES):
             if line.sequence < before:
-                self.report.fold("outcomes", line.sequence, line.outcome)
+                self._take("outcomes", line.sequence, line.outcome)
 
 
 @contextlib.asynccontextmanager
-async def follow(bus: Bus, run_dir: Path | None = None) -> AsyncGenerator[View]:
+async def follow(bus: Bus, run_dir: Path | None = None, *, with_rows: bool = False) -> AsyncGenerator[View]:
     """A view of the run that is kept up to date until the block is left; what is there already is folded first.
 
     `run_dir` holds the archive: without it, outcomes that are purged are missing.
     """
-    view = View(run_dir=run_dir)
+    view = View(run_dir=run_dir, rows=RowTable() if with_rows else None)
 
     async def on_heartbeat(incoming: Incoming) -> None:
         if isinstance(incoming.message, Heartbeat):
@@ -153,7 +171,7 @@ async def _follow_streams(bus: Bus, view: View) -> None:
                 for stream in STREAMS:
                     tasks.create_task(_follow_stream(bus, view, stream), name=f"follow {stream}")
         except* StreamRewoundError:
-            view.report = RunReport()
+            view.begin_anew()
 
 
 async def _follow_stream(bus: Bus, view: View, stream: str) -> None:

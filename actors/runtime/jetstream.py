@@ -60,6 +60,10 @@ class JetStreamBus(Bus):
     def n_reconnects(self) -> int:
         return self._wire.n_reconnects
 
+    @property
+    def is_connected(self) -> bool:
+        return self._wire.connected.is_set()
+
     async def open(self, timeout_s: float) -> None:
         """Connect. Raises BusError."""
         await self._wire.open(timeout_s)

@@ -63,6 +63,7 @@ def actors_of(settings: Settings) -> list[tuple[str, str]]:
         "driver": settings.actors.drivers,
         "recorder": 1,
         "scheduler": 1,
+        "viewer": int(settings.viewer.enabled),
     }
     return [(kind, f"{kind}-{number}") for kind, n in counts.items() for number in range(n)]
 
@@ -159,7 +160,8 @@ class LocalRun:
                 log_path=logs / f"{name}.log",
                 max_restarts=self.max_restarts,
                 may_end=kind == "scheduler",
-                stage={"scheduler": 0, "trainer": 2}.get(kind, 1),
+                may_fail=kind == "viewer",
+                stage={"scheduler": 0, "trainer": 2, "viewer": 3}.get(kind, 1),
                 grace_s=drain_timeout_s(kind) + GRACE_S,
             )
             for kind, name in actors_of(self.settings)

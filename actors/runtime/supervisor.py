@@ -27,9 +27,11 @@ _POLL_S = 0.05
 class ChildSpec:
     """A process to keep alive. One that `may_end` is done when it ends with status 0; every other end is a failure.
 
+    One that `may_fail` is given up after too many failures, and the run goes on without it.
+
     More than `max_restarts` failures in `period_s` seconds take the whole run down. Children of a lower `stage` stop first,
     those of one stage together; one that runs `grace_s` after SIGTERM is killed. A child with a `ready_file` has started when
-    it has written that file.
+    it has written that file. One that `may_fail` is given up after too many failures, and the run goes on without it.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ChildSpec:
     max_restarts: int = MAX_RESTARTS
     period_s: float = PERIOD_S
     may_end: bool = False
+    may_fail: bool = False
     stage: int = 0
     grace_s: float = STOP_GRACE_S
     ready_file: Path | None = None
@@ -171,19 +174,26 @@ class Supervisor:
             if status == 0 and child.spec.may_end:
                 child.done = True
                 return
-            self._count_failure(child, status)
+            if self._exceeds(child, status):
+                return
             await self._platform.sleep(RESTART_DELAY_S)
             child.n_restarts += 1
             await self._start(child)
 
-    def _count_failure(self, child: _Child, status: int) -> None:
+    def _exceeds(self, child: _Child, status: int) -> bool:
+        """Count a failure; whether the child is given up. Raises ChildFailedError if the run cannot do without it."""
         spec = child.spec
         self._log.warning("process ended", name=spec.name, status=status, log=str(spec.log_path))
-        if child.intensity.exceeded(self._platform.monotonic()):
-            raise ChildFailedError(
-                f"{spec.name} failed {child.intensity.n_failures} times in {spec.period_s:g} s (status {status}); "
-                f"the end of {spec.log_path}:\n{tail(spec.log_path)}"
-            )
+        if not child.intensity.exceeded(self._platform.monotonic()):
+            return False
+        message = (
+            f"{spec.name} failed {child.intensity.n_failures} times in {spec.period_s:g} s (status {status}); "
+            f"the end of {spec.log_path}:\n{tail(spec.log_path)}"
+        )
+        if not spec.may_fail:
+            raise ChildFailedError(message)
+        self._log.error("the run goes on without it", name=spec.name, why=message)
+        return True
 
     def kill(self) -> None:
         """SIGKILL every child now; `stop`, which may be under way, waits for their ends."""

@@ -6,6 +6,7 @@ reads TRACE, or an episode of the archive, must therefore select with `valid_fac
 """
 
 from collections.abc import Iterable
+from typing import TypeGuard
 
 from asearch.agents.episode import Agent, DeadlineNear, EpisodeStart, EpisodeState, Fact, GeneratedTokens, ToolReplied
 from asearch.agents.settings import AgentSettings
@@ -33,28 +34,35 @@ def start_of(request: EpisodeRequested, settings: AgentSettings) -> EpisodeStart
     )
 
 
-def valid_facts(events: Iterable[Event | None]) -> list[TraceFact]:
-    """The facts that count of one episode's TRACE, in order.
+class FactSelection:
+    """Which facts of one episode's TRACE count, decided as they come, in order.
 
     An `EpisodeTaken` counts if its attempt is above those before it. Another fact counts if it comes from the driver and the
-    attempt of the last one that counts, or names none. A repeated id counts once. None, for what could not be decoded, and
-    events of other streams are skipped. The selection of a prefix is a prefix of the selection.
+    attempt of the last one that counts, or names none. A repeated id counts once.
     """
-    valid: list[TraceFact] = []
-    seen: set[str] = set()
-    holder: EpisodeTaken | None = None
-    for event in events:
-        if not isinstance(event, TraceFact) or event.id in seen:
-            continue
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._holder: EpisodeTaken | None = None
+
+    def takes(self, event: Event | None) -> TypeGuard[TraceFact]:
+        """Whether the next event counts. None, for what could not be decoded, and events of other streams do not."""
+        if not isinstance(event, TraceFact) or event.id in self._seen:
+            return False
         if isinstance(event, EpisodeTaken):
-            if holder is not None and event.attempt <= holder.attempt:
-                continue
-            holder = event
-        elif not _is_from(holder, event):
-            continue
-        seen.add(event.id)
-        valid.append(event)
-    return valid
+            if self._holder is not None and event.attempt <= self._holder.attempt:
+                return False
+            self._holder = event
+        elif not _is_from(self._holder, event):
+            return False
+        self._seen.add(event.id)
+        return True
+
+
+def valid_facts(events: Iterable[Event | None]) -> list[TraceFact]:
+    """The facts that count of one episode's TRACE, in order. The selection of a prefix is a prefix of the selection."""
+    selection = FactSelection()
+    return [event for event in events if selection.takes(event)]
 
 
 def _is_from(holder: EpisodeTaken | None, fact: HeldFact) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args, get_type_hints
 import msgspec
 
 from asearch.configuration.plugins import check_plugins
-from asearch.configuration.settings import Settings
+from asearch.configuration.settings import Settings, ViewerSettings
 from asearch.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -112,8 +112,9 @@ def check_settings(settings: Settings) -> Settings:
 
 
 def recipe_hash(settings: Settings) -> str:
-    """A name for exactly these settings: 16 hex digits."""
-    return hashlib.sha256(msgspec.json.encode(settings, order="deterministic")).hexdigest()[:16]
+    """A name for exactly these settings, but for those of the page: 16 hex digits."""
+    named = msgspec.structs.replace(settings, viewer=ViewerSettings())
+    return hashlib.sha256(msgspec.json.encode(named, order="deterministic")).hexdigest()[:16]
 
 
 def _read_recipe(recipe: str) -> Tree:

@@ -152,6 +152,14 @@ class CheckpointSettings(Table, frozen=True, kw_only=True):
     keep_versions: int = 3
 
 
+class ViewerSettings(Table, frozen=True, kw_only=True):
+    """The page of a run, on loopback. Nothing of it changes what is trained."""
+
+    enabled: bool = True
+    port: int = 8440
+    """Taken if it is free, else any free one; 0 takes a free one."""
+
+
 class Settings(Table, frozen=True, kw_only=True):
     """A whole run."""
 
@@ -170,3 +178,4 @@ class Settings(Table, frozen=True, kw_only=True):
     actors: ActorSettings = ActorSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    viewer: ViewerSettings = ViewerSettings()

@@ -96,6 +96,16 @@ class RunReport:
 
     # --- what it says ---
 
+    @property
+    def phase(self) -> str:
+        """What the run is doing, from its facts: `starting`, `evaluation before`, `training`, `evaluation after` or `ended`."""
+        if self.ended is not None:
+            return "ended"
+        newest = self.newest_group
+        if newest is None:
+            return "starting"
+        return "training" if newest.purpose == TRAIN else f"evaluation {newest.label}".rstrip()
+
     def step_sums(self, step: int) -> EpisodeSums:
         """The graded episodes of all groups that a step closed over, discarded ones included."""
         record = self.accounts.steps.get(step)
@@ -186,6 +196,10 @@ class RunReport:
 
     def to_json(self) -> dict[str, object]:
         """The report by the names that the command line documents. Tokens and episodes are counts, times are in seconds."""
+        return {**self.summary(), "curve": self.curve()}
+
+    def summary(self) -> dict[str, object]:
+        """The same without the curve."""
         accounts, journal = self.accounts, self.journal
         version = journal.version
         return {
@@ -210,7 +224,6 @@ class RunReport:
             "unmatched": accounts.unmatched(),
             "reasons": self.reasons(),
             "groups": {"admitted": dict(self.n_groups), "refills": self.n_refills, "asked_again": accounts.n_asked_again},
-            "curve": self.curve(),
         }
 
     def picture(self, path: Path) -> None:

@@ -13,7 +13,7 @@ from asearch.errors import ConfigError
 
 def test_the_settings_say_how_many_of_each_kind() -> None:
     assert [name for _, name in actors_of(load_settings("toy"))] == [
-        *("trainer-0", "engine-0", "grader-0", "tool-0", "driver-0", "recorder-0", "scheduler-0")
+        *("trainer-0", "engine-0", "grader-0", "tool-0", "driver-0", "recorder-0", "scheduler-0", "viewer-0")
     ]
     many = load_settings("toy", ("actors.drivers=3", "actors.tools=2", "actors.graders=2", "engine.count=2"))
     names = [name for _, name in actors_of(many)]

@@ -1,0 +1,1 @@
+"""What the viewer serves: the page, its JSON, its feeds. Reads only."""

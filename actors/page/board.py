@@ -1,0 +1,248 @@
+"""What the page shows of one run: its folds, followed as they grow, and who looks at them."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+import structlog
+
+from actors.page import figures
+from actors.page.samples import SAMPLE_S, Samples, sample_of
+from actors.page.subscribers import Audience, Subscriber, sse
+from actors.page.watched import WatchedEpisode
+from actors.runtime.broker_watch import store_trouble
+from actors.runtime.bus import Bus, Stored, StreamInfo
+from actors.runtime.following import View, follow
+from actors.runtime.run_source import RunSource
+from actors.runtime.waking import report_failure
+from actors.runtime.workspace import Workspace, is_live
+from asearch.errors import BusError, InputError, StreamRewoundError
+from asearch.traces.rows import RowTable
+from schemas.topology import TOPOLOGY
+
+TICK_S = 0.25
+RUN_S, QUIET_RUN_S = 1.0, 3.0
+"""How often the run is shown while it changes, and while it does not: heartbeats grow old."""
+STREAMS_S = 5.0
+RETRY_S = 1.0
+MAX_WATCHED = 256
+LINGER_S = 30.0
+"""How long an episode stays open after the last one who looked has left."""
+
+_encode = msgspec.json.Encoder().encode
+log = structlog.get_logger()
+
+
+class Board:
+    """One run. TRACE is followed only while somebody looks at it."""
+
+    def __init__(self, source: RunSource, bus: Bus, view: View, workspace: Workspace) -> None:
+        self.source = source
+        self.bus = bus
+        self.view = view
+        self.audience = Audience()
+        """Who looks at the run as a whole."""
+        self.samples = Samples(source.run_dir)
+        self.timeline: deque[dict[str, Any]] = deque(maxlen=figures.MAX_TIMELINE)
+        self.streams: dict[str, StreamInfo] = {}
+        self._watched: dict[str, WatchedEpisode] = {}
+        self._looked_s: dict[str, float] = {}
+        self._ended: set[str] = set()
+        """Watched episodes whose record has to be read again."""
+        self._workspace = workspace
+        self._changed = True
+        self._shown_revision = -1
+        self._shown_s = 0.0
+        self._said: tuple[bool, str | None] = (True, None)
+        self._trouble: str | None = None
+        self._trace_needed = asyncio.Event()
+        self._needed_s = 0.0
+
+    @property
+    def rows(self) -> RowTable:
+        """The episodes of the run."""
+        assert self.view.rows is not None  # noqa: S101
+        return self.view.rows
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run's supervisor lives."""
+        return is_live(self.source.content)
+
+    # --- what it says ---
+
+    def state(self) -> dict[str, Any]:
+        """The run now, by the names of the interface."""
+        report = self.view.report
+        state = "ended" if report.ended is not None else "live" if self.is_live else "crashed"
+        return {
+            "run": self.source.run,
+            "state": state,
+            **figures.summary(self.view, self.bus.platform.now_ns()),
+            "streams": figures.stream_figures(self.streams),
+            "dead_letters": self.streams["dead"].n_messages if "dead" in self.streams else 0,
+            "broker": {"connected": self.bus.is_connected, "trouble": self._trouble},
+            "timeline": list(self.timeline),
+            "n_episodes": len(self.rows),
+        }
+
+    # --- who looks ---
+
+    def greet(self, subscriber: Subscriber) -> None:
+        """Show a newcomer the run as it is now."""
+        self.need_trace()
+        subscriber.show("run", sse("run", _encode(self.state())))
+
+    async def watch(self, episode: str) -> WatchedEpisode:
+        """The episode, opened for the first who looks. Raises InputError for one that the run has not, BusError."""
+        found = self._watched.get(episode)
+        if found is None:
+            if len(self._watched) >= MAX_WATCHED:
+                self._close_idle(0.0)
+            found = self._watched[episode] = WatchedEpisode(self.source, episode)
+        self._looked_s[episode] = self.bus.platform.monotonic()
+        self.need_trace()
+        if not found.items:
+            try:
+                await found.catch_up()
+            except BaseException:
+                self._watched.pop(episode, None)
+                raise
+        return found
+
+    def need_trace(self) -> None:
+        """Somebody looks at what only TRACE tells: stages, and episodes that are under way."""
+        self._needed_s = self.bus.platform.monotonic()
+        self._trace_needed.set()
+
+    @property
+    def n_viewers(self) -> int:
+        """Connections that look at the run or at one of its episodes."""
+        return len(self.audience) + sum(len(each.audience) for each in self._watched.values())
+
+    def _close_idle(self, linger_s: float) -> None:
+        now_s = self.bus.platform.monotonic()
+        for episode, watched in list(self._watched.items()):
+            if len(watched.audience):
+                self._looked_s[episode] = now_s
+            elif now_s - self._looked_s.get(episode, 0.0) >= linger_s:
+                self._watched.pop(episode)
+                self._looked_s.pop(episode, None)
+
+    # --- what comes ---
+
+    def on_folded(self, stored: Stored) -> None:
+        """A message of PLAN, OUTCOMES or POLICY was folded."""
+        self._changed = True
+        if stored.stream == "policy" and (mark := figures.moment(stored.event)) is not None:
+            self.timeline.append(mark)
+        elif stored.stream == "outcomes" and stored.key and stored.key[-1] in self._watched:
+            self._ended.add(stored.key[-1])
+
+    async def _follow_trace(self) -> None:
+        """Read TRACE from what it holds while somebody looks; from its start again when the broker has lost a tail."""
+        while True:
+            await self._trace_needed.wait()
+            begin = self.rows.folded["trace"] + 1
+            try:
+                async with aclosing(self.bus.read("trace", start_sequence=begin)) as reader:
+                    async for stored in reader:
+                        await self._take_trace(stored)
+                        if self.bus.platform.monotonic() - self._needed_s > LINGER_S and not self.n_viewers:
+                            self._trace_needed.clear()
+                            break
+            except StreamRewoundError:
+                self.rows.folded["trace"] = 0
+                self._ended.update(self._watched)
+            except BusError as error:
+                log.warning("not following", why=str(error))
+                await self.bus.platform.sleep(RETRY_S)
+
+    async def _take_trace(self, stored: Stored) -> None:
+        self.rows.fold("trace", stored.sequence, stored.event)
+        if stored.key and (watched := self._watched.get(stored.key[-1])) is not None:
+            await watched.offer(stored)
+
+    # --- what is shown ---
+
+    async def run(self) -> None:
+        """Follow and show until cancelled."""
+        await asyncio.to_thread(self.samples.read)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_trace(), name="follow trace")
+            tasks.create_task(self._every(TICK_S, self._tick), name="tick")
+            tasks.create_task(self._every(SAMPLE_S, self._sample), name="sample")
+            tasks.create_task(self._every(STREAMS_S, self._look_at_streams), name="streams")
+
+    async def _every(self, period_s: float, act: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await act()
+            except (BusError, InputError) as error:
+                log.warning("the page is behind", why=str(error))
+            await self.bus.platform.sleep(period_s)
+
+    async def _tick(self) -> None:
+        self._close_idle(LINGER_S)
+        self._say_broker()
+        for episode in list(self._ended):
+            self._ended.discard(episode)
+            if (watched := self._watched.get(episode)) is not None:
+                await watched.catch_up()
+        for episode, watched in self._watched.items():
+            if len(watched.audience) and (row := self.rows.rows.get(episode)) is not None:
+                watched.show_row(row)
+        if len(self.audience):
+            self._show_run()
+
+    def _say_broker(self) -> None:
+        now = (self.bus.is_connected, self._trouble)
+        if now != self._said:
+            self._said = now
+            message = sse("broker", _encode({"connected": now[0], "trouble": now[1]}))
+            self.audience.put(message)
+            for watched in self._watched.values():
+                watched.audience.put(message)
+
+    def _show_run(self) -> None:
+        self.need_trace()
+        if self.rows.revision != self._shown_revision:
+            self._shown_revision = self.rows.revision
+            data = _encode({"revision": self.rows.revision, "n_total": len(self.rows)})
+            self.audience.show("rows", sse("rows", data))
+        now_s = self.bus.platform.monotonic()
+        if (self._changed and now_s - self._shown_s >= RUN_S) or now_s - self._shown_s >= QUIET_RUN_S:
+            self._changed, self._shown_s = False, now_s
+            self.audience.show("run", sse("run", _encode(self.state())))
+
+    async def _sample(self) -> None:
+        if self.view.report.ended is None and self.is_live:
+            self.samples.add(sample_of(self.view, self.bus.platform.now_ns()))
+
+    async def _look_at_streams(self) -> None:
+        self._trouble = await asyncio.to_thread(store_trouble, self._workspace.broker_folder)
+        for stream in TOPOLOGY.streams:
+            self.streams[stream.name] = await self.bus.stream_info(stream.name)
+
+
+@contextlib.asynccontextmanager
+async def open_board(source: RunSource, bus: Bus, workspace: Workspace) -> AsyncGenerator[Board]:
+    """The board of a run, kept up to date until the block is left. Raises BusError."""
+    async with follow(bus, source.run_dir, with_rows=True) as view:
+        board = Board(source, bus, view, workspace)
+        async with aclosing(bus.read("policy", follow=False)) as past:
+            async for stored in past:
+                board.on_folded(stored)
+        view.on_folded = board.on_folded
+        running = asyncio.create_task(board.run(), name=f"board {source.run}")
+        running.add_done_callback(report_failure)
+        try:
+            yield board
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running

@@ -1,0 +1,127 @@
+"""The boards of a workspace: the run that is served, and others of the same broker while somebody compares with them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from actors.page.board import Board, open_board
+from actors.runtime.jetstream import connect
+from actors.runtime.platform import Platform
+from actors.runtime.run_files import RunFile
+from actors.runtime.run_source import RunSource, choose_run
+from actors.runtime.workspace import Workspace, is_live
+
+MAX_OTHERS = 4
+"""Other runs that are open at once; the one that was looked at longest ago goes first."""
+RESULT = "result.json"
+
+
+class Boards:
+    """`own` is the run that is served; its board is always there."""
+
+    def __init__(self, own: Board, workspace: Workspace, platform: Platform) -> None:
+        self.own = own
+        self._workspace = workspace
+        self._platform = platform
+        self._others: dict[str, _Held] = {}
+        self._turn = asyncio.Lock()
+
+    async def board(self, run: str) -> Board:
+        """The board of a run of this workspace. Raises InputError, BusError."""
+        if run == self.own.source.run:
+            return self.own
+        async with self._turn:
+            held = self._others.pop(run, None)
+            if held is None or held.task.done():
+                held = await self._open(run)
+            self._others[run] = held
+            while len(self._others) > MAX_OTHERS:
+                await self._others.pop(next(iter(self._others))).close()
+        assert held.board is not None  # noqa: S101
+        return held.board
+
+    async def _open(self, run: str) -> "_Held":
+        content = choose_run(self._workspace, run)
+        # The own run's broker: that of the workspace, which keeps every run's streams.
+        held = _Held(self._held(content, self.own.source.content.broker_url))
+        await held.opened()
+        return held
+
+    @contextlib.asynccontextmanager
+    async def _held(self, content: RunFile, url: str) -> AsyncGenerator[Board]:
+        bus = await connect(url, content.run, f"viewer-{self._platform.new_id()[:6]}", self._platform)
+        try:
+            source = RunSource(content, self._workspace.run_dir(content.run), bus)
+            async with open_board(source, bus, self._workspace) as board:
+                yield board
+        finally:
+            await bus.close()
+
+    async def close(self) -> None:
+        """Close the boards of other runs."""
+        while self._others:
+            await self._others.popitem()[1].close()
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Every run of the workspace in a line; reads files."""
+        return [_line(content, self._workspace.run_dir(content.run)) for content in self._workspace.runs()]
+
+
+def _line(content: RunFile, run_dir: Path) -> dict[str, Any]:
+    result = _result(run_dir)
+    live = is_live(content)
+    state = "ended" if result else ("live" if content.corpus_url else "preparing") if live else "crashed"
+    evaluations: Mapping[str, Any] = result.get("eval", {})
+    return {
+        "run": content.run,
+        "state": state,
+        "ended": result.get("ended"),
+        "recipe": content.settings.recipe,
+        "seed": content.settings.seed,
+        "steps": result.get("steps"),
+        "planned_steps": content.settings.run.steps,
+        "accuracy_before": evaluations.get("before", {}).get("accuracy"),
+        "accuracy_after": evaluations.get("after", {}).get("accuracy"),
+        "wall_s": result.get("wall_s"),
+        "created_ns": run_dir.stat().st_ctime_ns,
+    }
+
+
+def _result(run_dir: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode((run_dir / RESULT).read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+class _Held:
+    """A board in a task of its own, which opens and closes it: requests come and go."""
+
+    def __init__(self, context: AbstractAsyncContextManager[Board]) -> None:
+        self.board: Board | None = None
+        self._ready = asyncio.Event()
+        self._closing = asyncio.Event()
+        self.task = asyncio.create_task(self._hold(context), name="board of another run")
+
+    async def _hold(self, context: AbstractAsyncContextManager[Board]) -> None:
+        async with context as self.board:
+            self._ready.set()
+            await self._closing.wait()
+
+    async def opened(self) -> None:
+        """Wait until the board is there. Raises what keeps it from being opened."""
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait({ready, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if self.task.done():
+            self.task.result()
+
+    async def close(self) -> None:
+        """Close the board."""
+        self._closing.set()
+        await asyncio.wait({self.task})

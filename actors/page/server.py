@@ -1,0 +1,144 @@
+"""The HTTP server of the page: static files, JSON, feeds. On loopback, read only."""
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from actors.page import answers, figures
+from actors.page.board import Board
+from actors.page.boards import Boards
+from actors.page.safety import add_headers, guard
+from actors.page.subscribers import Audience, Subscriber
+from actors.page.tokens import tokens
+from actors.runtime.platform import Platform
+
+HOST = "127.0.0.1"
+STATIC = Path(__file__).parent / "static"
+SHUTDOWN_S = 1.0
+_encode = msgspec.json.Encoder().encode
+
+
+class Page:
+    """The routes over the boards of a workspace."""
+
+    def __init__(self, boards: Boards, platform: Platform) -> None:
+        self._boards = boards
+        self._platform = platform
+
+    def application(self) -> web.Application:
+        """The application with every route."""
+        app = web.Application(middlewares=[guard])
+        app.on_response_prepare.append(add_headers)
+        app.add_routes(
+            [
+                web.get("/", self._index),
+                web.get("/healthz", self._health),
+                web.get("/api/runs", self._runs),
+                web.get("/api/runs/{run}", self._of_run(self._state)),
+                web.get("/api/runs/{run}/curve", self._of_run(self._curve)),
+                web.get("/api/runs/{run}/samples", self._of_run(self._samples)),
+                web.get("/api/runs/{run}/episodes", self._of_run(self._episodes)),
+                web.get("/api/runs/{run}/episodes/{episode}", self._of_run(self._episode)),
+                web.get("/api/runs/{run}/episodes/{episode}/tokens", self._of_run(self._tokens)),
+                web.get("/api/runs/{run}/groups/{group}", self._of_run(self._group)),
+                web.get("/api/runs/{run}/feed", self._feed),
+                web.get("/api/runs/{run}/episodes/{episode}/feed", self._episode_feed),
+                web.static("/static", STATIC),
+            ]
+        )
+        return app
+
+    def _of_run(self, answer: Callable[[Board, web.Request], Awaitable[Any]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handle(request: web.Request) -> web.Response:
+            return _json(await answer(await self._board(request), request))
+
+        return handle
+
+    async def _board(self, request: web.Request) -> Board:
+        return await self._boards.board(request.match_info["run"])
+
+    # --- what is asked for once ---
+
+    async def _index(self, _: web.Request) -> web.FileResponse:
+        return web.FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return _json({"run": self._boards.own.source.run, "connected": self._boards.own.bus.is_connected})
+
+    async def _runs(self, _: web.Request) -> web.Response:
+        return _json({"here": self._boards.own.source.run, "runs": await asyncio.to_thread(self._boards.runs)})
+
+    async def _state(self, board: Board, _: web.Request) -> Any:
+        return board.state()
+
+    async def _curve(self, board: Board, request: web.Request) -> Any:
+        after = request.query.get("after", "-1")
+        return {"points": figures.points(board.view.report, int(after) if after.lstrip("-").isdecimal() else -1)}
+
+    async def _samples(self, board: Board, request: web.Request) -> Any:
+        after = request.query.get("after_ns", "0")
+        begin = int(after) if after.isdecimal() else 0
+        return {"samples": [sample for sample in board.samples.kept if sample["at_ns"] > begin]}
+
+    async def _episodes(self, board: Board, request: web.Request) -> Any:
+        board.need_trace()
+        return answers.window(board, dict(request.query))
+
+    async def _episode(self, board: Board, request: web.Request) -> Any:
+        return await answers.episode(board, request.match_info["episode"])
+
+    async def _tokens(self, board: Board, request: web.Request) -> Any:
+        return await tokens(board, request.match_info["episode"])
+
+    async def _group(self, board: Board, request: web.Request) -> Any:
+        return await answers.group(board, request.match_info["group"])
+
+    # --- feeds ---
+
+    async def _feed(self, request: web.Request) -> web.StreamResponse:
+        board = await self._board(request)
+        subscriber = Subscriber(self._platform)
+        board.greet(subscriber)
+        return await _serve(request, subscriber, board.audience)
+
+    async def _episode_feed(self, request: web.Request) -> web.StreamResponse:
+        board = await self._board(request)
+        watched = await board.watch(request.match_info["episode"])
+        subscriber = Subscriber(self._platform)
+        watched.join(subscriber, request.headers.get("Last-Event-ID") or request.query.get("after", ""))
+        return await _serve(request, subscriber, watched.audience)
+
+
+async def _serve(request: web.Request, subscriber: Subscriber, audience: Audience) -> web.StreamResponse:
+    audience.join(subscriber)
+    try:
+        return await subscriber.serve(request)
+    finally:
+        audience.leave(subscriber)
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=_encode(value), content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+@contextlib.asynccontextmanager
+async def serving(page: Page, port: int) -> AsyncGenerator[int]:
+    """Serve on `port`, or on a free one where it is taken, until the block is left; gives the port."""
+    runner = web.AppRunner(page.application(), access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, HOST, port).start()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or port == 0:
+                raise
+            await web.TCPSite(runner, HOST, 0).start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
