@@ -89,7 +89,7 @@ METRICS = (
     _counter("steps", "{step}", "Steps that stand, by whether there was anything to train"),
     _gauge("step", "{step}", "Policy step that the last update led to"),
     _gauge("steps.planned", "{step}", "Steps that the run is to take"),
-    _gauge("step.age", "s", "Time since the last step, or since the first publication"),
+    _gauge("step.age", "s", "Time since the last step was trained"),
     _gauge("policy.step", "{step}", "Step of the newest published version"),
     _gauge("policy.lineage", "{lineage}", "Lineage of the trainer: how often the model was claimed"),
     _gauge("queue.pending", "{message}", "Requests that wait in a durable queue"),

@@ -15,7 +15,7 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.runtime.bus import ConsumerInfo
+from actors.runtime.bus import ConsumerInfo, StreamInfo
 from actors.runtime.following import View, follow
 from actors.runtime.measures import MAX_ACTORS, MAX_AGE, MAX_GAUGES, MAX_VALUES, METRICS, OTHER
 from actors.runtime.memory import MemoryBus
@@ -24,6 +24,7 @@ from actors.runtime.metrics import Metrics, MetricsUnavailableError, wants_otlp
 from actors.runtime.platform import SystemPlatform
 from schemas.commands import Heartbeat
 from schemas.events import EventRefused, EventRequeued, StepTrained
+from schemas.records import Version
 from tests.cli.audited import key_of, put
 from tests.cli.frames import NOW_NS, busy_frame
 from tests.evaluation.stories import Story, two_steps
@@ -137,26 +138,20 @@ def test_no_label_has_unbounded_values() -> None:
     assert len(ages) <= MAX_AGE + 2 and sum(ages.values()) == sum(view.report.journal.staleness().values())
 
 
-def test_every_metric_of_the_table_is_rendered_under_its_name_and_no_other() -> None:
-    view = view_of()
-    view.vitals.heard(Heartbeat(actor="engine", actor_id="e", pid=1, at_ns=NOW_NS, state="ready", gauges={"update_s": 0.1}))
-    gauges = {"n_calls": 3.0, "n_errors": 1.0, "call_s": 0.2}
-    view.vitals.heard(Heartbeat(actor="tool", actor_id="t", pid=1, at_ns=NOW_NS, state="ready", gauges=gauges))
-    names = set(scraped(full(view))) - {"target_info"}
-    assert names == {metric.exposed for metric in METRICS}
-
-
-def full(view: View) -> Metrics:
+def everything() -> Metrics:
     """Metrics of a view that has a value of every kind."""
-    from actors.runtime.bus import StreamInfo
-    from schemas.records import Version
-
-    view.vitals.heard(
-        Heartbeat(actor="trainer", actor_id="x", pid=1, at_ns=NOW_NS, state="ready", version=Version(lineage=1, step=2))
-    )
+    view = view_of()
+    gauges = {"engine": {"update_s": 0.1}, "tool": {"n_calls": 3.0, "n_errors": 1.0, "call_s": 0.2}, "trainer": {}}
+    for kind, numbers in gauges.items():
+        beat = Heartbeat(actor=kind, actor_id=kind, pid=1, at_ns=NOW_NS, state="ready", gauges=numbers)
+        view.vitals.heard(msgspec.structs.replace(beat, version=Version(lineage=1, step=2)))
     view.streams["plan"] = StreamInfo("plan", "e", 1, 2, 2, 100, 1000)
     view.run_dir = Path("/")
     return Metrics("r", lambda: view, platform=Still(), environment={})
+
+
+def test_every_metric_of_the_table_is_rendered_under_its_name_and_no_other() -> None:
+    assert set(scraped(everything())) - {"target_info"} == {metric.exposed for metric in METRICS}
 
 
 async def test_a_followed_run_has_streams_queues_and_dead_letters(tmp_path: Path) -> None:
