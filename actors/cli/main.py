@@ -12,6 +12,7 @@ COMMANDS = {
     "down": "actors.cli.down",
     "status": "actors.cli.status",
     "train": "actors.cli.train",
+    "view": "actors.cli.view",
     "audit": "actors.cli.audit",
     "dead": "actors.cli.dead",
     "doctor": "actors.cli.doctor",

@@ -47,6 +47,8 @@ class Frame:
     vitals: Vitals = field(default_factory=Vitals)
     queues: Mapping[str, ConsumerInfo] = field(default_factory=dict[str, ConsumerInfo])
     processes: Mapping[str, tuple[int | None, int]] = field(default_factory=dict[str, tuple[int | None, int]])
+    page: str = ""
+    """Address of the run's page; empty while there is none."""
 
 
 class LiveScreen:
@@ -101,7 +103,7 @@ class Drawing:
 
     def whole(self) -> RenderableType:
         """Everything; wide terminals get two columns."""
-        top = [self._header(), *self._accounting()]
+        top = [self._header(), *self._page(), *self._accounting()]
         if self.width < WIDE:
             return Group(*top, self._learning(self.width), self._flow(self.width), self._actors())
         grid = Table.grid(padding=(0, 2), expand=True)
@@ -118,6 +120,9 @@ class Drawing:
         policy = f", policy {version}" if version is not None else ""
         title = f"{frame.run}  {clock(frame.elapsed_s)}  {frame.phase or phase_of(frame.report)}"
         return Rule(Text(f"{title}  {progress_of(frame.report)}{policy}", style="bold"), characters=dash, align="left")
+
+    def _page(self) -> list[RenderableType]:
+        return [self._line("page", Text(self.frame.page, style="underline"))] if self.frame.page else []
 
     def _accounting(self) -> list[RenderableType]:
         accounts = self.frame.report.accounts

@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 import msgspec
 
+from actors.cli.browser import open_page
 from actors.cli.plain import final_summary, phase_of
 from actors.cli.screen import Frame, LiveScreen
 from actors.runtime.following import View, follow
 from actors.runtime.local_run import LocalRun
+from actors.runtime.run_files import read_url
 from asearch.errors import AsearchError, ConfigError
 from asearch.evaluation.report import RunReport
 from schemas.events import RunEnded
@@ -37,9 +39,11 @@ class RunFailedError(AsearchError):
 class Session:
     """Runs a `LocalRun`, shows it, and reports."""
 
-    def __init__(self, local: LocalRun, *, as_json: bool) -> None:
+    def __init__(self, local: LocalRun, *, as_json: bool, opens_page: bool = False) -> None:
         self.local = local
         self._as_json = as_json
+        self._opens_page = opens_page
+        self._page = ""
         self._interrupted = asyncio.Event()
         self.actors_run = False
         self._begun_s = local.platform.monotonic()
@@ -105,6 +109,8 @@ class Session:
         with LiveScreen() as screen:
             while True:
                 phase = "stop" if self._interrupted.is_set() else _phase(view.report)
+                if not self._page and "viewer" in (beat.actor for beat in view.vitals.latest.values()):
+                    self._page = self._found_page()
                 screen.show(self._frame(view))
                 try:
                     await platform.sleep(REFRESH_S)
@@ -122,7 +128,17 @@ class Session:
             vitals=view.vitals,
             queues=view.queues,
             processes=self.local.supervisor.children,
+            page=self._page,
         )
+
+    def _found_page(self) -> str:
+        """The address of the page, said once on a screen that is not drawn, and shown in the browser where that is wanted."""
+        url = read_url(self.local.run_dir)
+        if url and not sys.stderr.isatty():
+            click.echo(f"page: {url}", err=True)
+        if url and self._opens_page:
+            open_page(url)
+        return url
 
     def _report(self, view: View, ended: RunEnded) -> None:
         phases_s = {name: round(value, 1) for name, value in self.local.phases.seconds.items()}

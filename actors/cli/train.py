@@ -67,7 +67,7 @@ def settings_of(recipe: str, given: dict[str, Any]) -> Settings:
     return load_settings(recipe, given.get("overrides", ()), values)
 
 
-def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, as_json: bool) -> int:
+def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, as_json: bool, opens_page: bool = False) -> int:
     """Run it in this process and its children until it ends or is interrupted; the exit status.
 
     Raises ConfigError if the run is live, has ended or was begun with other settings, CheckpointError if its newest checkpoint
@@ -83,7 +83,8 @@ def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, 
     checkpoints.newest(workspace.run_dir(name) / CHECKPOINTS)  # refuses a corrupt one before any process starts
     platform = SystemPlatform()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(workspace, name, settings, platform, port, as_json=as_json))
+        local = LocalRun(workspace, name, settings, platform, _say, port)
+        return runner.run(_run(Session(local, as_json=as_json, opens_page=opens_page)))
 
 
 def _refuse_other_settings(run_dir: Path, settings: Settings) -> None:
@@ -98,8 +99,7 @@ def _refuse_other_settings(run_dir: Path, settings: Settings) -> None:
         )
 
 
-async def _run(workspace: Workspace, name: str, settings: Settings, platform: SystemPlatform, port: int, *, as_json: bool) -> int:
-    session = Session(LocalRun(workspace, name, settings, platform, _say, port), as_json=as_json)
+async def _run(session: Session) -> int:
     task = asyncio.create_task(session.run(), name="session")
     loop = asyncio.get_running_loop()
     for number in stop_signals():

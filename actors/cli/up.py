@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 from pathlib import Path
 
 import click
 import uvloop
 
+from actors.cli.browser import open_page
 from actors.cli.plain import phase_of
 from actors.cli.screen import Frame, LiveScreen
 from actors.cli.status import PREPARING
@@ -15,7 +17,7 @@ from actors.cli.train import run_here, settings_of
 from actors.runtime.following import follow
 from actors.runtime.jetstream import connect
 from actors.runtime.platform import SystemPlatform
-from actors.runtime.run_files import RunFile, check_name, read_run_file
+from actors.runtime.run_files import RunFile, check_name, read_run_file, read_url
 from actors.runtime.workspace import Workspace, is_live
 
 REFRESH_S = 0.5
@@ -28,8 +30,14 @@ REFRESH_S = 0.5
 @click.option("--seed", type=int, help="Seed of a new run.")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting of a new run.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the broker on loopback; 0 takes a free one.")
-def up(recipe: str, run: str | None, root: Path, seed: int | None, overrides: tuple[str, ...], port: int) -> None:
-    """Start broker and actors, train RECIPE and show it live; a run that is live already is shown instead."""
+@click.option(
+    "--open/--no-open", "opens", default=None, help="Show the page in the browser; by default where there is a desktop."
+)
+def up(
+    recipe: str, run: str | None, root: Path, seed: int | None, overrides: tuple[str, ...], port: int, opens: bool | None
+) -> None:
+    """Start broker and actors, train RECIPE and show it live, here and on a page; a run that is live is shown instead."""
+    opens = _has_desktop() if opens is None else opens
     workspace = Workspace(root)
     live = [content for content in workspace.live_runs() if run in (None, content.run)]
     if live:
@@ -38,10 +46,20 @@ def up(recipe: str, run: str | None, root: Path, seed: int | None, overrides: tu
             f"run '{content.run}' is live already: attached to it (Ctrl-C leaves it running; `asearch down` stops it)", err=True
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(KeyboardInterrupt):
+            if opens and (url := read_url(workspace.run_dir(content.run))):
+                open_page(url)
             runner.run(_attach(content, workspace.run_dir(content.run)))
         return
     settings = settings_of(recipe, {"seed": seed, "overrides": overrides})
-    sys.exit(run_here(workspace, check_name(run or workspace.next_name(settings.recipe)), settings, port, as_json=False))
+    sys.exit(
+        run_here(
+            workspace, check_name(run or workspace.next_name(settings.recipe)), settings, port, as_json=False, opens_page=opens
+        )
+    )
+
+
+def _has_desktop() -> bool:
+    return sys.stderr.isatty() and (sys.platform == "darwin" or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 async def _attach(content: RunFile, run_dir: Path) -> None:
@@ -64,6 +82,7 @@ async def _attach(content: RunFile, run_dir: Path) -> None:
                             report=view.report,
                             vitals=view.vitals,
                             queues=view.queues,
+                            page=read_url(run_dir),
                         )
                     )
                     await platform.sleep(REFRESH_S)

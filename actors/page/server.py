@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ from aiohttp import web
 from actors.page import answers, figures
 from actors.page.board import Board
 from actors.page.boards import Boards
-from actors.page.safety import add_headers, guard
+from actors.page.safety import add_headers, guard, problem
 from actors.page.subscribers import Audience, Subscriber
 from actors.page.tokens import tokens
+from actors.runtime.metrics import Metrics, MetricsUnavailableError
 from actors.runtime.platform import Platform
+from actors.runtime.waking import report_failure
+from actors.runtime.workspace import Workspace
 
 HOST = "127.0.0.1"
 STATIC = Path(__file__).parent / "static"
@@ -27,8 +30,9 @@ _encode = msgspec.json.Encoder().encode
 class Page:
     """The routes over the boards of a workspace."""
 
-    def __init__(self, boards: Boards, platform: Platform) -> None:
+    def __init__(self, boards: Boards, metrics: Metrics, platform: Platform) -> None:
         self._boards = boards
+        self._metrics = metrics
         self._platform = platform
 
     def application(self) -> web.Application:
@@ -39,6 +43,7 @@ class Page:
             [
                 web.get("/", self._index),
                 web.get("/healthz", self._health),
+                web.get("/metrics", self._scrape),
                 web.get("/api/runs", self._runs),
                 web.get("/api/runs/{run}", self._of_run(self._state)),
                 web.get("/api/runs/{run}/curve", self._of_run(self._curve)),
@@ -70,6 +75,13 @@ class Page:
 
     async def _health(self, _: web.Request) -> web.Response:
         return _json({"run": self._boards.own.source.run, "connected": self._boards.own.bus.is_connected})
+
+    async def _scrape(self, _: web.Request) -> web.Response:
+        try:
+            body, content_type = self._metrics.render()
+        except MetricsUnavailableError as error:
+            return problem(501, str(error))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _runs(self, _: web.Request) -> web.Response:
         return _json({"here": self._boards.own.source.run, "runs": await asyncio.to_thread(self._boards.runs)})
@@ -128,8 +140,27 @@ def _json(value: Any) -> web.Response:
 
 
 @contextlib.asynccontextmanager
-async def serving(page: Page, port: int) -> AsyncGenerator[int]:
-    """Serve on `port`, or on a free one where it is taken, until the block is left; gives the port."""
+async def serving(board: Board, workspace: Workspace, port: int, expected: Iterable[tuple[str, str]] = ()) -> AsyncGenerator[str]:
+    """Serve the page of a run on `port`, or on a free one where it is taken, until the block is left; gives its address.
+
+    `expected` are kind and id of the actors that should be there.
+    """
+    platform = board.bus.platform
+    boards = Boards(board, workspace, platform)
+    metrics = Metrics(board.source.run, lambda: board.view, expected=expected, platform=platform)
+    pushing = asyncio.create_task(metrics.push(), name="push metrics")
+    pushing.add_done_callback(report_failure)
+    try:
+        async with _listening(Page(boards, metrics, platform), port) as bound:
+            yield f"http://{HOST}:{bound}/"
+    finally:
+        pushing.cancel()
+        await boards.close()
+        await asyncio.to_thread(metrics.close)
+
+
+@contextlib.asynccontextmanager
+async def _listening(page: Page, port: int) -> AsyncGenerator[int]:
     runner = web.AppRunner(page.application(), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:

@@ -8,7 +8,7 @@ import msgspec
 from asearch.configuration.settings import Settings
 from asearch.errors import ConfigError, InputError
 
-RUN_FILE = "run.json"
+RUN_FILE, URL_FILE = "run.json", "viewer.url"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}\Z")
 
 
@@ -54,3 +54,11 @@ def read_run_file(run_dir: Path) -> RunFile:
         raise InputError(f"there is no run '{run_dir.name}' in {run_dir.parent}; known: {', '.join(known) or 'none'}") from error
     except (OSError, msgspec.DecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def read_url(run_dir: Path) -> str:
+    """Where the run's page is, or was; empty where it never was."""
+    try:
+        return (run_dir / URL_FILE).read_text().strip()
+    except OSError:
+        return ""

@@ -18,7 +18,8 @@ def test_the_settings_say_how_many_of_each_kind() -> None:
     many = load_settings("toy", ("actors.drivers=3", "actors.tools=2", "actors.graders=2", "engine.count=2"))
     names = [name for _, name in actors_of(many)]
     assert [name for name in names if name.startswith("driver")] == ["driver-0", "driver-1", "driver-2"]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names)) == 13
+    assert "viewer-0" not in [name for _, name in actors_of(load_settings("toy", ("viewer.enabled=false",)))]
     with pytest.raises(ConfigError, match=r"actors\.drivers must be at least 1"):
         load_settings("toy", ("actors.drivers=0",))
 
