@@ -29,6 +29,8 @@ class TrainingSequence:
     behaviour_N: npt.NDArray[np.float32]
     episode: int
     group: int
+    segment: str
+    """`Segment.id`, unique in its episode."""
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ def _add(batch: Batch, segment: Segment, group: int, command: TrainStep, needs_b
     trained_N = np.flatnonzero(mask_T)
     if len(trained_N):
         ids_T = ids_T[: int(trained_N[-1]) + 1]
-        batch.sequences.append(TrainingSequence(ids_T, trained_N, behaviour_T[trained_N], episode, group))
+        batch.sequences.append(TrainingSequence(ids_T, trained_N, behaviour_T[trained_N], episode, group, segment.id))
 
 
 def _without_stale(batch: Batch, segment: Segment, mask_T: npt.NDArray[np.bool_], command: TrainStep) -> npt.NDArray[np.bool_]:

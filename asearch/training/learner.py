@@ -83,11 +83,14 @@ class Learner:
 
         return cast("list[Tensor]", self._pass(batches, keep, forward_only=True))
 
-    def accumulate(self, batches: Sequence[MicroBatch]) -> Sums:
-        """Set the gradient of the objective over `batches`, divided as they say. Returns sums over tokens by name."""
+    def accumulate(self, batches: Sequence[MicroBatch], seen: list[Tensor] | None = None) -> Sums:
+        """Set the gradient of the objective over `batches`, divided as they say. Returns sums over tokens by name.
+
+        `seen` gets the log-probabilities (N,) of the loss tokens of each micro-batch, as the loss computes them.
+        """
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        results = cast("list[Sums]", self._pass(batches, self._loss, forward_only=False))
+        results = cast("list[Sums]", self._pass(batches, partial(self._loss, seen), forward_only=False))
         return {name: torch.stack([sums[name] for sums in results]).sum() for name in results[0]}
 
     def apply(self, lr: float) -> float:
@@ -124,8 +127,10 @@ class Learner:
                 forward_only=forward_only,
             )
 
-    def _loss(self, batch: MicroBatch, logits_NV: Tensor) -> tuple[Tensor, Tensor, Sums]:
+    def _loss(self, seen: list[Tensor] | None, batch: MicroBatch, logits_NV: Tensor) -> tuple[Tensor, Tensor, Sums]:
         logprobs_N, entropy_N = token_logprobs(logits_NV, batch.targets_N)
+        if seen is not None:
+            seen.append(logprobs_N.detach())
         # With one optimizer step per batch the proximal policy is the policy itself (tested against the recomputed one).
         proximal_N = logprobs_N.detach() if batch.proximal_N is None else batch.proximal_N
         tokens = LossTokens(

@@ -38,6 +38,9 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Optimizer steps per policy step, over whole groups in order."""
     token_budget: int = 16384
     """Most tokens in one micro-batch."""
+    max_recorded_tokens: int = 65_536
+    """Trained tokens of one policy step that are kept with position and log-probability, whole episodes in batch order, to be
+    looked at later; 0 keeps none and no advantages. 8 bytes each, in the archive of the run."""
     precision: Precision = "fp32"
     threads: int = 1
     tensor_parallel: int = 1
@@ -47,7 +50,16 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         positive = ("minibatches", "token_budget", "threads", "lr")
-        not_negative = ("warmup_steps", "decay_steps", "min_lr", "weight_decay", "clip_grad", "clip_low", "clip_high")
+        not_negative = (
+            "warmup_steps",
+            "decay_steps",
+            "min_lr",
+            "weight_decay",
+            "clip_grad",
+            "clip_low",
+            "clip_high",
+            "max_recorded_tokens",
+        )
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")

@@ -14,6 +14,7 @@ from asearch.learning.normalisation import normalisations
 from asearch.training.batch import Batch, TrainingSequence, compose, masked_by_decile
 from asearch.training.learner import Learner
 from asearch.training.microbatch import MicroBatch, micro_batches, order_of
+from asearch.training.recorded import Logprobs, trained_episodes
 from asearch.training.schedule import learning_rate
 from schemas.local import StepDone, TrainStep
 
@@ -29,8 +30,10 @@ def train_step(learner: Learner, command: TrainStep) -> StepDone:
     learner.check_ids(max((int(s.ids_T.max()) for s in batch.sequences), default=0))
     metrics = _batch_metrics(command, batch)
     signal = any(batch.advantages[s.episode] != 0.0 for s in batch.sequences)
+    known: Logprobs = []
     if signal:
-        metrics |= _update(learner, batch, command)
+        updated, known = _update(learner, batch, command)
+        metrics |= updated
     elapsed_ns = time.perf_counter_ns() - started_ns
     n_forwarded = sum(len(s.ids_T) for s in batch.sequences)
     metrics["tokens_per_s"] = n_forwarded / (elapsed_ns * 1e-9) if signal else 0.0
@@ -42,15 +45,19 @@ def train_step(learner: Learner, command: TrainStep) -> StepDone:
         staleness=dict(sorted(batch.staleness.items())) if signal else {},
         metrics=metrics,
         elapsed_ns=elapsed_ns,
+        episodes=trained_episodes(command, batch, known),
     )
 
 
-def _update(learner: Learner, batch: Batch, command: TrainStep) -> dict[str, float]:
+def _update(learner: Learner, batch: Batch, command: TrainStep) -> tuple[dict[str, float], Logprobs]:
+    """Metrics of the update, and the log-probabilities under the policy it began from of the sequences that it learned from."""
     settings = learner.settings
     parts = _minibatches(batch, settings.minibatches)
     lr = learning_rate(settings, command.step)
     if len(parts) == 1:
-        return _optimize(learner, _packed(learner, batch, parts[0], None), lr)
+        seen: list[Tensor] | None = [] if command.max_recorded_tokens else None
+        metrics = _optimize(learner, _packed(learner, batch, parts[0], None), lr, seen)
+        return metrics, _by_sequence(learner, parts[0], seen) if seen else []
     before = _snapshot(learner)
     try:
         proximal = [_proximal(learner, batch, part) for part in parts]
@@ -58,7 +65,8 @@ def _update(learner: Learner, batch: Batch, command: TrainStep) -> dict[str, flo
     except TrainingError:
         _restore(learner, before)
         raise
-    return {name: statistics.fmean(metrics[name] for metrics in done) for name in done[0]}
+    means = {name: statistics.fmean(metrics[name] for metrics in done) for name in done[0]}
+    return means, [pair for part, known in zip(parts, proximal, strict=True) for pair in zip(part, known, strict=True)]
 
 
 def _minibatches(batch: Batch, n: int) -> list[list[TrainingSequence]]:
@@ -81,15 +89,19 @@ def _packed(
 
 
 def _proximal(learner: Learner, batch: Batch, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
-    flat = torch.cat(learner.logprobs(_packed(learner, batch, sequences, None)))
+    known = learner.logprobs(_packed(learner, batch, sequences, None))
+    return [logprobs_N for _, logprobs_N in _by_sequence(learner, sequences, known)]
+
+
+def _by_sequence(learner: Learner, sequences: Sequence[TrainingSequence], by_micro_batch: Sequence[Tensor]) -> Logprobs:
     order = order_of(sequences, learner.settings.token_budget)
-    parts = flat.split([len(sequences[i].trained_N) for i in order])
+    parts = torch.cat(list(by_micro_batch)).split([len(sequences[i].trained_N) for i in order])
     by_sequence = dict(zip(order, parts, strict=True))
-    return [by_sequence[i] for i in range(len(sequences))]
+    return [(sequence, by_sequence[i]) for i, sequence in enumerate(sequences)]
 
 
-def _optimize(learner: Learner, batches: list[MicroBatch], lr: float) -> dict[str, float]:
-    sums = {name: float(value) for name, value in learner.accumulate(batches).items()}
+def _optimize(learner: Learner, batches: list[MicroBatch], lr: float, seen: list[Tensor] | None = None) -> dict[str, float]:
+    sums = {name: float(value) for name, value in learner.accumulate(batches, seen).items()}
     broken = sorted(name for name in ("loss", "logprob") if not math.isfinite(sums[name]))
     if broken:
         raise TrainingError(f"the sum of {' and '.join(broken)} over the batch is not finite; the update was not made")

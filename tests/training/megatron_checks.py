@@ -66,7 +66,7 @@ def sequences(lengths: list[int], vocab_size: int, trained: float = 0.6) -> list
         positions = np.flatnonzero(np.append(rng.random(n - 1) < trained, True)[: n - 1]) + 1
         positions = np.union1d(positions, [n - 1])
         behaviour = rng.normal(-4, 0.3, len(positions)).astype(np.float32)
-        made.append(TrainingSequence(rng.integers(0, vocab_size, n), positions, behaviour, number, number // 2))
+        made.append(TrainingSequence(rng.integers(0, vocab_size, n), positions, behaviour, number, number // 2, f"s{number}"))
     return made
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from asearch.models.weights import load_weights
@@ -28,7 +30,7 @@ from schemas.local import (
     TrainStep,
     WeightsExported,
 )
-from schemas.records import Version, VersionRun
+from schemas.records import TrainedEpisode, Version, VersionRun
 from tests.training.channel import RankProcess
 from tests.training.material import model_config, random_groups, segment, write_model
 
@@ -189,6 +191,76 @@ def test_supervised_batches_need_no_versions_and_no_rewards(rank: RankProcess, f
     group = TrainGroup(group="g", episodes=[TrainEpisode(episode="e", reward=0.0, segments=[part])])
     done = [train(rank, n, [group], max_staleness=None) for n in range(3)]
     assert done[0].metrics["loss"] > done[-1].metrics["loss"] > 0
+
+
+def columns(episode: TrainedEpisode) -> dict[str, tuple[list[int], npt.NDArray[np.float32]]]:
+    """Positions and log-probabilities by segment."""
+    found = {each.segment: each.columns for each in episode.segments}
+    return {
+        name: (np.frombuffer(c["positions"].data, "<u4").tolist(), np.frombuffer(c["logprobs"].data, "<f4"))
+        for name, c in found.items()
+    }
+
+
+def recorded_batch() -> list[TrainGroup]:
+    """Random groups; the first episode of the batch has a second segment, of which half is too old to be trained."""
+    groups = random_groups(4, 3, (5, 30), 67, seed=7, version=Version(lineage=0, step=9))
+    first = groups[0].episodes[0]
+    runs = [VersionRun(version=Version(lineage=0, step=s), start=i, end=i + 1) for i, s in ((1, 3), (2, 9), (4, 9))]
+    more = segment("more", [1, 2, 3, 4, 5, 6], [0, 1, 1, 0, 1, 0], [0, -1, -1, 0, -1, 0], versions=runs)
+    first = msgspec.structs.replace(first, segments=[*first.segments, more])
+    rest = groups[0].episodes[1:]
+    return [msgspec.structs.replace(groups[0], episodes=[first, *rest]), *groups[1:]]
+
+
+def test_what_an_update_did_is_told_token_by_token_and_changes_nothing(rank: RankProcess, folder: Path, tmp_path: Path) -> None:
+    groups = recorded_batch()
+    told: dict[int, list[TrainedEpisode]] = {}
+    for minibatches in (1, 3):
+        weights: list[dict[str, str]] = []
+        for limit in (0, 10_000, 20):
+            load(rank, folder, minibatches=minibatches, advantage="grpo")
+            done = train(rank, 9, groups, max_recorded_tokens=limit)
+            if limit == 10_000:
+                told[minibatches] = done.episodes
+                n_told = sum(len(each[0]) for episode in done.episodes for each in columns(episode).values())
+                assert n_told == done.n_tokens_trained
+            weights.append(export(rank, tmp_path / f"{minibatches}-{limit}"))
+        assert weights[0] == weights[1] == weights[2]
+    names = [episode.episode for group in groups for episode in group.episodes]
+    for episodes in told.values():
+        assert [episode.episode for episode in episodes] == names
+        for group in range(4):
+            assert sum(episode.advantage for episode in episodes[3 * group : 3 * group + 3]) == pytest.approx(0.0, abs=1e-6)
+    # The loss's own first pass, and the pass before several optimizer steps, are of the same weights.
+    for one, other in zip(told[1], told[3], strict=True):
+        assert columns(one).keys() == columns(other).keys()
+        for name, (positions, logprobs) in columns(one).items():
+            assert positions == columns(other)[name][0]
+            np.testing.assert_allclose(logprobs, columns(other)[name][1], atol=1e-5)
+            assert (logprobs < 0).all()
+    for episode, trained in zip((e for group in groups for e in group.episodes), told[1], strict=True):
+        masks = {each.id: np.flatnonzero(np.frombuffer(each.columns["mask"].data, "u1")).tolist() for each in episode.segments}
+        assert columns(trained).keys() == masks.keys()
+        expected = masks | ({"more": [2, 4]} if "more" in masks else {})
+        assert {name: positions for name, (positions, _) in columns(trained).items()} == expected
+
+
+def test_whole_episodes_are_told_until_the_bound_is_reached(rank: RankProcess, folder: Path) -> None:
+    load(rank, folder)
+    groups = recorded_batch()
+    full = train(rank, 9, groups, max_recorded_tokens=10_000).episodes
+    sizes = [sum(len(positions) for positions, _ in columns(episode).values()) for episode in full]
+    for n_whole in (0, 1, 5):
+        limit = sum(sizes[: n_whole + 1]) - 1
+        load(rank, folder)
+        told = train(rank, 9, groups, max_recorded_tokens=limit).episodes
+        assert [bool(episode.segments) for episode in told] == [n < n_whole for n in range(len(full))]
+        assert [episode.advantage for episode in told] == [episode.advantage for episode in full]
+    same = [msgspec.structs.replace(group, episodes=[group.episodes[0]]) for group in groups]
+    skipped = train(rank, 10, same, max_recorded_tokens=10_000)
+    assert skipped.skipped
+    assert [(each.advantage, each.segments) for each in skipped.episodes] == [(0.0, [])] * 4
 
 
 def test_the_rank_leaves_when_the_channel_closes(tmp_path: Path) -> None:
