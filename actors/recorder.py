@@ -3,6 +3,7 @@
 Nothing is purged before what lies in it is archived and synced. TRACE goes up to the oldest episode that is still open.
 OUTCOMES and the BLOBS of their episodes go up to the lowest of: the watermarks of the two newest checkpoints, because a
 trainer may have to go back to either; the newest `PlanFolded`, because the scheduler reads on from there; what is archived.
+The tokens of updates go as soon as they are archived (`actors.runtime.step_archive`).
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from actors.runtime.actor import Actor, Context
 from actors.runtime.archive import ArchiveError, EpisodeNames, LineFile, read_outcomes, write_once
 from actors.runtime.bus import Stored
 from actors.runtime.episode_lines import encode_episode
+from actors.runtime.step_archive import StepArchive
 from asearch.errors import BlobMissingError, BusError, StreamRewoundError
 from schemas.archive import BLOBS, EPISODES, OUTCOMES, archived_outcome, decode_outcome
 from schemas.events import (
@@ -66,6 +68,7 @@ class Recorder(Actor):
         """Of these, the ones that PLAN asks for."""
         self._commits: list[CheckpointCommitted] = []
         self._folded = 0
+        self._steps = StepArchive(self.bus, self._folder, self._write)
         self._encoder = msgspec.json.Encoder()
         self._n_purged = 0
         self._n_blobs_missing = 0
@@ -76,7 +79,7 @@ class Recorder(Actor):
             "n_archived": len(self._names),
             "n_open": len(self._first),
             "n_purged": self._n_purged,
-            "n_blobs_missing": self._n_blobs_missing,
+            "n_blobs_missing": self._n_blobs_missing + self._steps.n_missing,
         }
 
     async def start(self) -> None:
@@ -87,7 +90,7 @@ class Recorder(Actor):
         self.spawn(self._follow("trace", self._on_trace, self._forget_trace), "trace")
         self.spawn(self._follow("policy", self._on_policy, self._forget_policy), "policy")
         # Others read of BLOBS what they are referred to. This reads all, for what is no fact.
-        self.spawn(self._follow("blobs", lambda _: None, lambda: None), "blobs")
+        self.spawn(self._follow("blobs", self._steps.on_blob, self._steps.forget_blobs), "blobs")
         self.spawn(self._keep_purging(), "purge")
 
     def _read_back(self) -> None:
@@ -120,11 +123,15 @@ class Recorder(Actor):
                 await self._take(stored)
 
     async def drain(self) -> None:
-        """Archive the outcomes that are stored by now, and make everything durable."""
+        """Archive the outcomes and the updates that are stored by now, and make everything durable."""
         async with aclosing(self.bus.read("outcomes", start_sequence=self._taken + 1, follow=False)) as rest:
             async for stored in rest:
                 await self._take(stored)
         await self._in_thread(self._sync)
+        async with aclosing(self.bus.read("policy", start_sequence=self._steps.sequence + 1, follow=False)) as journal:
+            async for stored in journal:
+                self._steps.on_policy(stored)
+        await self._steps.archive()
 
     async def _take(self, stored: Stored) -> None:
         outcome = stored.event if isinstance(stored.event, AnyOutcome) else None
@@ -212,6 +219,7 @@ class Recorder(Actor):
 
     def _forget_policy(self) -> None:
         self._commits = []
+        self._steps.forget_policy()
 
     def _on_trace(self, stored: Stored) -> None:
         self._trace_sequence = stored.sequence
@@ -225,6 +233,7 @@ class Recorder(Actor):
             self._unsettled.append((max(self._taken, self._outcome_file.last), episode))
 
     def _on_policy(self, stored: Stored) -> None:
+        self._steps.on_policy(stored)
         match stored.event:
             case CheckpointCommitted():
                 self._commits = [*self._commits[-N_COMMITS:], stored.event]
@@ -246,6 +255,9 @@ class Recorder(Actor):
         await self._in_thread(self._sync)
         await self._purge_trace()
         await self._purge_settled(archived_up_to)
+        await self._steps.archive()
+        await self.platform.fault("recorder.steps_archived")
+        self._n_purged += await self._steps.purge()
 
     async def _purge_trace(self) -> None:
         """Drop what lies before the first fact of every open episode."""

@@ -16,10 +16,11 @@ from actors.runtime.policy_journal import PolicyJournal
 from actors.runtime.publishing import Publisher
 from actors.runtime.ranks import Rank, RankProcess
 from asearch.configuration.loading import recipe_hash
-from asearch.errors import CheckpointError, TrainingError
+from asearch.errors import BusError, CheckpointError, TrainingError
 from asearch.learning.ledger import LedgerSnapshot, StepClosed
 from asearch.learning.rules import ledger_rules
 from asearch.training.checkpoints import Manifest
+from schemas.codec import encode
 from schemas.events import GroupVerdict, StepTrained, TrainerClaimed
 from schemas.local import (
     CheckpointRestored,
@@ -30,7 +31,8 @@ from schemas.local import (
     TrainGroup,
     TrainStep,
 )
-from schemas.records import Version
+from schemas.records import BlobRef, StepTokens, Version
+from schemas.topology import step_tokens_key
 
 MODEL = "policy"
 STEP_TIMEOUT_S = 3600.0
@@ -58,16 +60,18 @@ class Trainer(Actor):
         self._snapshot: LedgerSnapshot | None = None
         self._step_under_way: asyncio.Task[None] | None = None
         self._n_tokens = 0
+        self._n_tokens_not_recorded = 0
         self._train_s = 0.0
         self._idle_s = 0.0
 
     def gauges(self) -> dict[str, float]:
-        """Step, lineage, steps trained again, tokens trained, seconds by use, batches waiting, what failed."""
+        """Step, lineage, steps trained again, tokens trained and not recorded, seconds by use, batches waiting, what failed."""
         return {
             "step": self._step,
             "lineage": self._journal.lineage,
             "n_steps_repeated": self._journal.n_repeated,
             "n_tokens": self._n_tokens,
+            "n_tokens_not_recorded": self._n_tokens_not_recorded,
             "train_s": self._train_s,
             "idle_s": self._idle_s,
             "checkpoint_s": self._checkpointer.blocked_s if self._checkpointer else 0.0,
@@ -167,7 +171,8 @@ class Trainer(Actor):
         groups = await batch.groups(f"{self.settings.seed}-{self._step}" if self.settings.rewards.permute else None)
         done = await self._update(groups) if groups else None
         await self.platform.fault("trainer.updated")
-        await self._journal.append(self._trained(closed, done, idle_s))
+        tokens = await self._store_tokens(done) if done and done.episodes else None
+        await self._journal.append(self._trained(closed, done, idle_s, tokens))
         await self.platform.fault("trainer.recorded")
         self._snapshot = closed.snapshot
         parent = self._version
@@ -204,6 +209,7 @@ class Trainer(Actor):
             max_staleness=run.eta,
             rule=run.rule,
             claims=tuple(self._journal.claims),
+            max_recorded_tokens=self.settings.trainer.max_recorded_tokens,
         )
         await self.platform.fault("trainer.step_asked")
         try:
@@ -213,7 +219,23 @@ class Trainer(Actor):
             await self._journal.check()
             raise
 
-    def _trained(self, closed: StepClosed, done: StepDone | None, idle_s: float) -> StepTrained:
+    async def _store_tokens(self, done: StepDone) -> BlobRef | None:
+        """Store what the update did, before the event that refers to it; None where the broker does not take it.
+
+        It is for people to look at: training goes on without it.
+        """
+        lineage = self._journal.lineage
+        tokens = StepTokens(model=MODEL, lineage=lineage, step=done.step, episodes=done.episodes)
+        try:
+            ref = await self.bus.put_blob(step_tokens_key(MODEL, lineage, done.step), encode(tokens))
+        except BusError as error:
+            self._n_tokens_not_recorded += done.n_tokens_trained
+            self.log.warning("the tokens of an update are not recorded", step=done.step, error=str(error))
+            return None
+        await self.platform.fault("trainer.tokens_stored")
+        return ref
+
+    def _trained(self, closed: StepClosed, done: StepDone | None, idle_s: float, tokens: BlobRef | None) -> StepTrained:
         return StepTrained(
             id=f"step-{MODEL}-{self._journal.lineage}-{closed.step}",
             at_ns=self.platform.now_ns(),
@@ -232,6 +254,7 @@ class Trainer(Actor):
             metrics=done.metrics if done else {},
             elapsed_ns=done.elapsed_ns if done else 0,
             idle_ns=int(idle_s * 1e9),
+            tokens=tokens,
         )
 
     async def drain(self) -> None:

@@ -21,7 +21,10 @@ def _n_chunks(size_bytes: int) -> int:
 
 
 async def put_blob(bus: Bus, episode: str, data: bytes) -> BlobRef:
-    """Store a payload. A chunk that is there already is left as it is: the subject holds the hash of the whole."""
+    """Store a payload. A chunk that is there already is left as it is: the subject holds the hash of the whole.
+
+    Raises what `append` raises.
+    """
     digest = xxhash.xxh3_128_hexdigest(data)
     n_chunks = _n_chunks(len(data))
     ref = BlobRef(episode=episode, hash=digest, size_bytes=len(data), n_chunks=n_chunks)
@@ -34,9 +37,12 @@ async def put_blob(bus: Bus, episode: str, data: bytes) -> BlobRef:
         async with limit:
             await _put_chunk(bus, ref, index, data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
 
-    async with asyncio.TaskGroup() as group:
-        for index in range(n_chunks):
-            group.create_task(put(index))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for index in range(n_chunks):
+                group.create_task(put(index))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     return ref
 
 

@@ -26,6 +26,7 @@ from schemas.local import (
     WeightsExported,
 )
 from schemas.records import ShardFile, WeightManifest
+from tests.sim.parts import trained_episodes
 
 FILE = "model.bin"
 
@@ -89,4 +90,5 @@ class LightRank:
             staleness={0: n},
             metrics={},
             elapsed_ns=0,
+            episodes=trained_episodes(command),
         )

@@ -29,6 +29,7 @@ CHAINS = {
         "trainer.checkpoints_pruned:1",
         "trainer.step_asked:1:rank",
         "trainer.updated:2",
+        "trainer.tokens_stored:1",
         "trainer.recorded:1",
         "trainer.export_asked:2:rank",
         "trainer.done:1",
@@ -48,7 +49,7 @@ CHAINS = {
         "trainer.published:1",
     ],
 }
-"""21 crashes: each is met by the life that resumes after the one before it."""
+"""22 crashes: each is met by the life that resumes after the one before it."""
 
 
 async def crash_and_compare(make_run: MakeRun, faults: list[str]) -> None:

@@ -16,7 +16,9 @@ from asearch.errors import (
     StreamRewoundError,
     TrainingError,
 )
-from schemas.events import EpisodeTaken, Outcome, PolicyPublished, ToolRequested, ToolReturned
+from schemas.codec import decode_step_tokens
+from schemas.events import EpisodeTaken, Outcome, PolicyPublished, StepTrained, ToolRequested, ToolReturned
+from schemas.topology import step_tokens_key
 
 if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
@@ -106,6 +108,24 @@ def _archive(simulation: "Simulation") -> Iterator[str]:
     yield from (f"episode {name} is in the archive, but has not ended" for name in sorted(counts.keys() - ended))
 
 
+def _step_tokens(simulation: "Simulation") -> Iterator[str]:
+    """What an update did is archived, is of that update, and lies in the broker no longer than it is not."""
+    blobs = simulation.folder / "archive" / "blobs"
+    said = [fact for fact in simulation.journal.facts["policy"].values() if isinstance(fact, StepTrained)]
+    for fact in said:
+        name = step_tokens_key(fact.model, fact.lineage, fact.step)
+        if fact.tokens is None:
+            if fact.n_tokens_trained and not any(simulation.troubles.counts[each] for each in ("outage", "flap", "slow_broker")):
+                yield f"the tokens of {name} were not recorded"
+            continue
+        if not (blobs / fact.tokens.hash).is_file():
+            yield f"the tokens of {name} are not in the archive"
+            continue
+        tokens = decode_step_tokens((blobs / fact.tokens.hash).read_bytes())
+        if (tokens.lineage, tokens.step) != (fact.lineage, fact.step) or not tokens.episodes:
+            yield f"the record of {name} is of {tokens.lineage}.{tokens.step} and {len(tokens.episodes)} episodes"
+
+
 def _dead(simulation: "Simulation") -> Iterator[str]:
     for fact in simulation.journal.facts["dead"].values():
         yield f"in DEAD: {getattr(fact, 'subject', '')}: {getattr(fact, 'reason', '')}"
@@ -142,4 +162,4 @@ def _bounded(simulation: "Simulation") -> Iterator[str]:
                 yield f"{name} still holds {len(held)} in {attribute}"
 
 
-CHECKS = (_end, _audited, _identities, _staleness, _outcomes, _versions, _calls, _archive, _dead, _deaths, _bounded)
+CHECKS = (_end, _audited, _identities, _staleness, _outcomes, _versions, _calls, _archive, _step_tokens, _dead, _deaths, _bounded)

@@ -8,6 +8,7 @@ from typing import Any
 
 import xxhash
 
+from asearch.agents.packed import pack_ids, pack_logprobs
 from asearch.engines.client import GeneratedChunk, VersionSpan
 from asearch.errors import EngineError, StorageError, TrainingError
 from asearch.learning.staleness import segment_age, stale
@@ -28,7 +29,7 @@ from schemas.local import (
     TrainStep,
     WeightsExported,
 )
-from schemas.records import Document, ToolResult, WeightManifest
+from schemas.records import Column, Document, Segment, ToolResult, TrainedEpisode, TrainedSegment, WeightManifest
 from tests.sim.faults import Troubles
 
 WORDS = ("red", "blue", "green", "grey")
@@ -237,4 +238,25 @@ class ScriptedRank:
             staleness=ages,
             metrics={},
             elapsed_ns=0,
+            episodes=trained_episodes(command),
         )
+
+
+def trained_episodes(command: TrainStep) -> list[TrainedEpisode]:
+    """What an update that trains every generated token tells of its episodes, without bound."""
+    if not command.max_recorded_tokens:
+        return []
+
+    def told(segment: Segment) -> TrainedSegment:
+        positions = [n for n, is_trained in enumerate(segment.columns["mask"].data) if is_trained]
+        columns = {
+            "positions": Column(dtype="u4", shape=(len(positions),), data=pack_ids(positions)),
+            "logprobs": Column(dtype="f4", shape=(len(positions),), data=pack_logprobs([-0.5] * len(positions))),
+        }
+        return TrainedSegment(segment=segment.id, columns=columns)
+
+    return [
+        TrainedEpisode(episode=each.episode, advantage=each.reward, segments=[told(segment) for segment in each.segments])
+        for group in command.groups
+        for each in group.episodes
+    ]
