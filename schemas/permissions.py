@@ -11,6 +11,9 @@ from schemas.topology import TOPOLOGY, Fact, Reader, any_key, broker_stream
 RUN = "{run}"
 """Stands for the run in the generated document."""
 
+EVERY_RUN = "*"
+"""Stands for any run in a right."""
+
 OPERATOR = "operator"
 
 
@@ -40,11 +43,11 @@ def inbox(actor: str) -> str:
 
 
 def rights_of(actor: str, run: str) -> Rights:
-    """The rights of one kind of actor in one run. Raises ValueError for a kind that is not in the table."""
+    """The rights of one kind of actor in one run, or in every run. Raises ValueError for a kind that is not in the table."""
     if actor not in TOPOLOGY.actors:
         raise ValueError(f"{actor!r} is no kind of actor; there are {', '.join(TOPOLOGY.actors)}")
     rights = Rights(subscribe={f"{inbox(actor)}.>"})
-    rights.publish.update(f"$JS.API.STREAM.INFO.{broker_stream(run, stream.name)}" for stream in TOPOLOGY.streams)
+    rights.publish.update(f"$JS.API.STREAM.INFO.{_stream(run, stream.name)}" for stream in TOPOLOGY.streams)
     for fact in TOPOLOGY.facts:
         if actor in fact.writers:
             rights.publish.update(_writing(fact, run))
@@ -53,7 +56,7 @@ def rights_of(actor: str, run: str) -> Rights:
             rights.publish.update(_reading(reader, run))
     for stream in TOPOLOGY.streams:
         if actor in stream.purged_by:
-            rights.publish.add(f"$JS.API.STREAM.PURGE.{broker_stream(run, stream.name)}")
+            rights.publish.add(f"$JS.API.STREAM.PURGE.{_stream(run, stream.name)}")
     _add_queues(rights, actor, run)
     _add_core(rights, actor, run)
     return rights
@@ -66,16 +69,21 @@ def permissions(run: str = RUN) -> dict[str, dict[str, object]]:
     return blocks
 
 
+def _stream(run: str, stream: str) -> str:
+    """The broker's name of a stream; it is one token of a subject, so of every run it can only be any."""
+    return "*" if run == EVERY_RUN else broker_stream(run, stream)
+
+
 def _writing(fact: Fact, run: str) -> set[str]:
     """A refused conditional append is read back, to see whether it was this writer's own."""
     subjects = {any_key(run, fact.event)}
     if fact.conditional:
-        subjects.add(f"$JS.API.DIRECT.GET.{broker_stream(run, fact.stream)}")
+        subjects.add(f"$JS.API.DIRECT.GET.{_stream(run, fact.stream)}")
     return subjects
 
 
 def _reading(reader: Reader, run: str) -> set[str]:
-    stream = broker_stream(run, reader.stream)
+    stream = _stream(run, reader.stream)
     if reader.only and not reader.in_order:
         return {f"$JS.API.DIRECT.GET.{stream}.{any_key(run, event)}" for event in reader.only}
     subjects = {f"$JS.API.DIRECT.GET.{stream}", f"$JS.API.DIRECT.GET.{stream}.>"}
@@ -88,7 +96,7 @@ def _reading(reader: Reader, run: str) -> set[str]:
 def _add_queues(rights: Rights, actor: str, run: str) -> None:
     """A queue's own workers take from it; a reader of the same stream must neither take from it nor change it."""
     for row in TOPOLOGY.consumers:
-        stream = broker_stream(run, row.stream)
+        stream = _stream(run, row.stream)
         own = (f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{row.name}", f"$JS.ACK.{stream}.{row.name}.>")
         if actor == row.actor:
             rights.publish.update((*own, f"$JS.API.CONSUMER.INFO.{stream}.{row.name}"))

@@ -36,7 +36,7 @@ def actor(kind: str, run_dir: Path, actor_id: str | None, die_with_parent: bool)
 async def _live(kind: str, run_dir: Path, actor_id: str) -> None:
     content = read_run_file(run_dir)
     platform = SystemPlatform()
-    bus = await connect(content.broker_url, content.run, actor_id, platform)
+    bus = await connect(content.broker_url, content.run, actor_id, platform, only_looks=kind == "viewer")
     try:
         context = Context(
             run=content.run,

@@ -54,7 +54,7 @@ class Boards:
 
     @contextlib.asynccontextmanager
     async def _held(self, content: RunFile, url: str) -> AsyncGenerator[Board]:
-        bus = await connect(url, content.run, f"viewer-{self._platform.new_id()[:6]}", self._platform)
+        bus = await connect(url, content.run, f"viewer-{self._platform.new_id()[:6]}", self._platform, only_looks=True)
         try:
             source = RunSource(content, self._workspace.run_dir(content.run), bus)
             async with open_board(source, bus, self._workspace) as board:

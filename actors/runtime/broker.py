@@ -11,15 +11,19 @@ import socket
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from actors.runtime.platform import Platform, Process
 from asearch.errors import BusError
+from schemas.permissions import EVERY_RUN, OPERATOR, rights_of
 from schemas.topology import MAX_PAYLOAD_BYTES
 
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
+VIEWER = "viewer"
+"""The user that may only look."""
 SERVER_VERSION = "2.15.1"
 READY_TIMEOUT_S = 15.0
 PROBE_S = 0.05
@@ -39,8 +43,13 @@ def server_path() -> Path:
     return Path(found)
 
 
-def configuration(folder: Path, port: int) -> str:
-    """The server's configuration: loopback, JetStream in `folder`, every write synced before it is acknowledged."""
+def configuration(folder: Path, port: int, users: Sequence[Mapping[str, object]] | None = None) -> str:
+    """The server's configuration: loopback, JetStream in `folder`, every write synced before it is acknowledged.
+
+    Unless `users` says otherwise, whoever names no user may do everything, and the user `viewer` may only look: a right given
+    up, so its password is no secret.
+    """
+    authorization: dict[str, object] = {"users": users or _local_users()}
     return "\n".join(
         (
             f"host: {json.dumps(HOST)}",
@@ -57,9 +66,19 @@ def configuration(folder: Path, port: int) -> str:
             f"  max_file_store: {RESERVABLE_BYTES}",
             f"  max_memory_store: {256 << 20}",
             "}",
+            f"authorization: {json.dumps(authorization)}",
+            *([] if users else [f"no_auth_user: {OPERATOR}"]),
             "",
         )
     )
+
+
+def _local_users() -> list[Mapping[str, object]]:
+    everything, looking = {"publish": ">", "subscribe": ">"}, rights_of(VIEWER, EVERY_RUN).as_nats()
+    return [
+        {"user": OPERATOR, "password": OPERATOR, "permissions": everything},
+        {"user": VIEWER, "password": VIEWER, "permissions": looking},
+    ]
 
 
 def server_name(folder: Path) -> str:

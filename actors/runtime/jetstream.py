@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from actors.runtime import blobs
+from actors.runtime.broker import VIEWER
 from actors.runtime.bus import APPEND_TIMEOUT_S, Bus, ConsumerInfo, CoreHandler, Handler, Scope, Stored, StreamInfo
 from actors.runtime.core import CoreSubscription
 from actors.runtime.decoding import stored_of
@@ -22,6 +23,7 @@ from schemas import topology
 from schemas.codec import MalformedError, decode_message, encode
 from schemas.commands import Message
 from schemas.events import Event
+from schemas.permissions import inbox
 from schemas.records import BlobRef
 
 log = logging.getLogger(__name__)
@@ -32,11 +34,19 @@ BLOB_BATCH = 16
 """Readers of chunks hold at most this many of up to 1 MiB each."""
 
 
-async def connect(url: str, run: str, actor: str, platform: Platform, *, timeout_s: float = CONNECT_TIMEOUT_S) -> "JetStreamBus":
-    """Connect an actor to a run on the broker at `url`. Raises BusError if the broker cannot be reached in time."""
+async def connect(
+    url: str, run: str, actor: str, platform: Platform, *, timeout_s: float = CONNECT_TIMEOUT_S, only_looks: bool = False
+) -> "JetStreamBus":
+    """Connect an actor to a run on the broker at `url`; one that `only_looks` is refused all but reading by the broker.
+
+    Raises BusError if the broker cannot be reached in time.
+    """
     if not topology.is_key(run):
         raise BusError(f"{run!r} cannot name a run: use letters, digits, '-' and '_'")
-    bus = JetStreamBus(Wire(url, f"{run}/{actor}", platform), run, actor)
+    wire = Wire(url.replace("://", f"://{VIEWER}:{VIEWER}@", 1) if only_looks else url, f"{run}/{actor}", platform)
+    if only_looks:
+        wire.prefix = f"{inbox(VIEWER)}.{platform.new_id()[:22]}"
+    bus = JetStreamBus(wire, run, actor)
     await bus.open(timeout_s)
     return bus
 

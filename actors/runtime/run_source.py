@@ -192,7 +192,7 @@ async def open_run(workspace: Workspace, run: str | None, platform: Platform, ac
         return
     url, started = await workspace.broker(platform)
     try:
-        bus = await connect(url, content.run, actor, platform)
+        bus = await connect(url, content.run, actor, platform, only_looks=True)
         try:
             yield RunSource(content, run_dir, bus if await _has_streams(bus) else None)
         finally:

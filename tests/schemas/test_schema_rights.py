@@ -1,7 +1,6 @@
 """The generated permissions on a real server: every actor can do its work, and nothing beyond it."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -44,7 +43,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     port = free_port()
     users = [{"user": name, "password": "secret", "permissions": block} for name, block in permissions(RUN).items()]
     config = tmp_path / "nats.conf"
-    config.write_text(configuration(tmp_path, port) + f"authorization: {json.dumps({'users': users})}\n")
+    config.write_text(configuration(tmp_path, port, users))
     with (tmp_path / "nats.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(str(server_path()), "-c", str(config), stdout=log, stderr=log)
     try:
