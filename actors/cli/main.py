@@ -16,6 +16,7 @@ COMMANDS = {
     "audit": "actors.cli.audit",
     "dead": "actors.cli.dead",
     "doctor": "actors.cli.doctor",
+    "replay": "actors.cli.replay",
     "world": "actors.cli.world",
     "warmstart": "actors.cli.warmstart",
     "bench": "actors.cli.bench",

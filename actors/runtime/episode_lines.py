@@ -16,6 +16,7 @@ from schemas.events import AnyOutcome, Event
 
 _FACTS, _TAIL = b',"facts":[', b'],"sequences":['
 _HEAD = re.compile(rb'\{"episode":("[^"\\]*"),"sequence":(\d+),"outcome":')
+_ANY_NAME = re.compile(rb'"episode":"([^"\\]+)"')
 _BETWEEN_FACTS = re.compile(rb'(?<=\}),(?=\{"type":")')
 """Nowhere else in a line: inside a string the quotes are escaped, and no fact holds a list of facts."""
 _TYPE_AND_ID = re.compile(rb'\{"type":"([a-z_]+)"(?:,"id":"([^"\\]+)")?')
@@ -77,6 +78,12 @@ def decode_episode(line: bytes) -> ArchivedEpisode:
     except _UNREADABLE as error:
         found = ", ".join(damaged(line)) or "nothing in it has changed since it was written: newer code may have written it"
         raise EpisodeLineError(f"a line of the archive cannot be read: {error}; {found}") from error
+
+
+def episode_named(line: bytes) -> str:
+    """The episode whose line it is, from the first of its places that can be read; empty if none can."""
+    found = _ANY_NAME.search(line)
+    return found[1].decode(errors="replace") if found else ""
 
 
 def damaged(line: bytes) -> list[str]:

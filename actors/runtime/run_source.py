@@ -15,6 +15,7 @@ from pathlib import Path
 from actors.runtime.archive import read_outcomes
 from actors.runtime.archive_index import ArchiveIndex
 from actors.runtime.bus import Bus, Stored
+from actors.runtime.episode_lines import damaged, decode_episode
 from actors.runtime.jetstream import connect
 from actors.runtime.jsapi import STREAM_MISSING, ApiRefusal
 from actors.runtime.platform import Platform
@@ -88,7 +89,10 @@ class RunSource:
     # --- one episode ---
 
     async def record(self, episode: str) -> EpisodeRecord:
-        """All that is recorded of an episode. Raises InputError, with the nearest names, for one that the run has not."""
+        """All that is recorded of an episode, with what has changed of it since it was archived.
+
+        Raises InputError, with the nearest names, for one that the run has not, EpisodeLineError where it cannot be read.
+        """
         found = await self._archived(episode)
         if found is None and self.bus is not None:
             found = await self._stored(episode) or await self._archived(episode)
@@ -100,10 +104,11 @@ class RunSource:
         await asyncio.to_thread(self.archive.refresh)
         if episode not in self.archive:
             return None
-        entry = await asyncio.to_thread(self.archive.read, episode)
+        line = await asyncio.to_thread(self.archive.line, episode)
+        entry = decode_episode(line)
         payloads = await self._payloads(list(entry.facts))
         sequences = entry.sequences or [0] * len(entry.facts)
-        return record_of(episode, list(entry.facts), sequences, entry.outcome, payloads)
+        return record_of(episode, list(entry.facts), sequences, entry.outcome, payloads, damaged(line))
 
     async def _stored(self, episode: str) -> EpisodeRecord | None:
         assert self.bus is not None  # noqa: S101

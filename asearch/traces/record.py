@@ -25,6 +25,8 @@ class EpisodeRecord:
     payloads: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     damage: list[str] = field(default_factory=list[str])
     """Which archived facts are not as they were written; empty is as it must be."""
+    positions: list[int] = field(default_factory=list[int])
+    """Of each fact among all that are stored of the episode, those of replaced drivers included; empty if not known."""
 
     @property
     def finished(self) -> EpisodeFinished | None:
@@ -69,16 +71,18 @@ def record_of(
 ) -> EpisodeRecord:
     """The record of what TRACE or the archive holds of an episode: facts of replaced drivers are left out."""
     facts = valid_facts(events)
-    place = {id(event): sequence for event, sequence in zip(events, sequences, strict=False)}
+    place = {id(event): (position, sequence) for position, (event, sequence) in enumerate(zip(events, sequences, strict=False))}
+    places = [place.get(id(fact), (0, 0)) for fact in facts]
     taken = next((fact for fact in facts if isinstance(fact, EpisodeTaken)), None)
     return EpisodeRecord(
         episode=episode,
         request=taken.request if taken else None,
         facts=facts,
-        sequences=[place.get(id(fact), 0) for fact in facts],
+        sequences=[sequence for _, sequence in places],
         outcome=outcome,
         payloads=payloads or {},
         damage=damage or [],
+        positions=[position for position, _ in places],
     )
 
 

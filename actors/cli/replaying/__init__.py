@@ -1,0 +1,1 @@
+"""What `asearch replay` and `asearch regrade` are made of."""
