@@ -50,6 +50,8 @@ class RunReport:
         self.n_groups: Counter[str] = Counter()
         self.n_refills = 0
         self.newest_group: GroupAdmitted | None = None
+        self.label_began: dict[str, tuple[int, int]] = {}
+        """By label of an evaluation: policy step and time, in nanoseconds, at which it was first asked for."""
         self.folded: dict[str, int] = dict.fromkeys(STREAMS, 0)
         """The last sequence folded, by stream."""
 
@@ -67,6 +69,8 @@ class RunReport:
                 self.n_groups[event.purpose] += 1
                 self.n_refills += event.refill > 0
                 self.newest_group = event
+                if event.label:
+                    self.label_began.setdefault(event.label, (event.progress, event.at_ns))
             case RunStarted():
                 self._begin(event)
             case RunEnded():
