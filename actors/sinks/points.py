@@ -87,13 +87,16 @@ class Written:
     ended: bool = False
 
 
-def due(report: RunReport, written: Written) -> list[StepPoint | EvaluationPoint | EndPoint]:
-    """What is settled in the report and not written yet, in the order in which it is to be recorded."""
+def due(report: RunReport, written: Written, *, final: bool) -> list[StepPoint | EvaluationPoint | EndPoint]:
+    """What is settled in the report and not written yet, in the order in which it is to be recorded.
+
+    `final`: nothing will be added to the streams any more.
+    """
     points: list[StepPoint | EvaluationPoint | EndPoint] = list(_steps(report, written.next_step))
     for label, ends in report.accounts.labels.items():
         if label not in written.evaluations and _is_settled(report, label, ends):
             points.append(_evaluation(report, label))
-    if report.ended is not None and not written.ended:
+    if final and report.ended is not None and not written.ended:
         points.append(_end(report))
     return points
 

@@ -139,9 +139,9 @@ def test_a_step_waits_for_its_episodes() -> None:
     story = two_steps()
     late = [item for item in story.told if item[0] == "outcomes"]
     story.told = [item for item in story.told if item[0] != "outcomes"]
-    assert due(folded(story), Written(ended=True)) == []
+    assert due(folded(story), Written(), final=False) == []
     story.told += late
-    assert [type(point).__name__ for point in due(folded(story), Written())] == [
+    assert [type(point).__name__ for point in due(folded(story), Written(), final=True)] == [
         *("StepPoint", "StepPoint", "EvaluationPoint", "EvaluationPoint", "EndPoint")
     ]
 
@@ -150,12 +150,16 @@ async def test_a_live_run_is_followed_to_its_end(tmp_path: Path) -> None:
     story = two_steps()
     late, start = story.told[30:], first(story, 30)
     async with bus_with(start) as bus:
-        feeding = asyncio.create_task(feed(bus, tmp_path, TensorBoardSink(tmp_path / "tb"), lambda: True))
+        live = True
+        feeding = asyncio.create_task(feed(bus, tmp_path, TensorBoardSink(tmp_path / "tb"), lambda: live))
         for _, _, event in late[:-1]:
             await bus.append(event, key_of(event))
         await until(lambda: (tmp_path / "tb").exists() and len(scalars(tmp_path / "tb").get("train/reward", [])) == 2)
         assert not feeding.done()
         await bus.append(late[-1][2], key_of(late[-1][2]))
+        await asyncio.sleep(0.3)
+        assert "accounting/requested" not in scalars(tmp_path / "tb"), "a step may be finished after the end was said"
+        live = False
         async with asyncio.timeout(10):
             assert await feeding == Written(2, {"before", "after"}, True)
 
