@@ -32,6 +32,8 @@ RETRY_S = 1.0
 MAX_WATCHED = 256
 LINGER_S = 30.0
 """How long an episode stays open after the last one who looked has left."""
+TRACE_LINGER_S = 2.0
+"""How long TRACE is followed after the last one who needs it."""
 
 _encode = msgspec.json.Encoder().encode
 log = structlog.get_logger()
@@ -152,7 +154,7 @@ class Board:
                 async with aclosing(self.bus.read("trace", start_sequence=begin)) as reader:
                     async for stored in reader:
                         await self._take_trace(stored)
-                        if self.bus.platform.monotonic() - self._needed_s > LINGER_S and not self.n_viewers:
+                        if self.bus.platform.monotonic() - self._needed_s > TRACE_LINGER_S and not self.n_viewers:
                             self._trace_needed.clear()
                             break
             except StreamRewoundError:
