@@ -10,6 +10,7 @@ from actors.runtime.bus import Incoming, Stored
 from actors.runtime.engines import EngineDirectory
 from actors.runtime.episode_run import TICK_S, EpisodeRun
 from actors.runtime.held_trace import Abandoned
+from actors.runtime.work_spans import drive_span
 from asearch.agents.episode import EpisodeState, GenerateRequest
 from asearch.agents.recorded import start_of
 from asearch.agents.registry import make_agent
@@ -163,7 +164,7 @@ class Driver(Actor):
         )
 
     async def _hold(self, run: EpisodeRun, state: EpisodeState) -> None:
-        episode = run.request.episode
+        episode, since_ns, trouble = run.request.episode, self.platform.now_ns(), None
         try:
             try:
                 await run.run(state)
@@ -176,10 +177,16 @@ class Driver(Actor):
             self._n_done += 1
         except Abandoned as error:
             self._n_abandoned += 1
+            trouble = str(error)
             self.log.info("episode abandoned", episode=episode, why=str(error))
         except BusError as error:
             self._n_abandoned += 1
+            trouble = str(error)
             self.log.warning("episode let go: the broker refuses", episode=episode, why=str(error))
+        finally:
+            if self.tracing.on:
+                times, n_facts = (since_ns, self.platform.now_ns()), len(run.trace.known)
+                self.tracing.emit(drive_span(self.context.run, run.request, self.context.actor_id, times, n_facts, trouble))
 
     async def _on_cancel(self, incoming: Incoming) -> None:
         if isinstance(incoming.message, CancelEpisodes):
@@ -242,7 +249,9 @@ class Driver(Actor):
         try:
             await self.bus.publish(self._command(request, call, ask.id), key=ask.engine)
         except BusError as error:
-            self.log.warning("generation not asked for", request=ask.id, engine=ask.engine, error=str(error))
+            self.log.warning(
+                "generation not asked for", episode=request.episode, request=ask.id, engine=ask.engine, error=str(error)
+            )
             return False
         return True
 
@@ -262,7 +271,10 @@ class Driver(Actor):
                     ask.patience_s = min(ask.patience_s, RECONNECT_SILENCE_S)
                 continue
             if chunk.error is not None:
-                self.log.warning("generation failed", request=chunk.request, engine=ask.engine, error=chunk.error)
+                episode = chunk.request.partition(":")[0]
+                self.log.warning(
+                    "generation failed", episode=episode, request=chunk.request, engine=ask.engine, error=chunk.error
+                )
                 return None
             return chunk
         return None

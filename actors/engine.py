@@ -14,6 +14,7 @@ from actors.runtime.actor import Actor, Context
 from actors.runtime.bus import Incoming
 from actors.runtime.hearing import HearingClock
 from actors.runtime.platform import Process
+from actors.runtime.work_spans import Served, generate_span
 from asearch.agents.packed import pack_ids, pack_logprobs, unpack_ids
 from asearch.engines.client import EngineClient, GeneratedChunk
 from asearch.errors import BusError, EngineError
@@ -231,7 +232,8 @@ class Engine(Actor):
         if len(self._running) >= MAX_PENDING:
             await self._fail(command, "the engine has too many requests")
             return
-        task = self.spawn(self._generate(command), f"generate {command.request}")
+        served = Served(self.platform.now_ns(), incoming.traceparent)
+        task = self.spawn(self._generate(command, served), f"generate {command.request}")
         self._running[command.request] = _Serving(command, task, self._clock.now_s)
         # Not by the task itself: one that is cancelled before it first runs runs nothing at all.
         task.add_done_callback(lambda _: self._running.pop(command.request, None))
@@ -257,28 +259,34 @@ class Engine(Actor):
         for serving in list(self._running.values()):
             if serving.command.driver and self._clock.now_s - serving.named_s > LAPSE_S:
                 self._n_lapsed += 1
-                self.log.info("generation given up: its driver is gone", request=serving.command.request)
+                command = serving.command
+                self.log.info("generation given up: its driver is gone", episode=command.episode, request=command.request)
                 serving.task.cancel()
                 # Should the driver wake up, it need not wait for the silence to end.
                 await self._fail(serving.command, "the driver's lease has lapsed")
 
-    async def _generate(self, command: Generate) -> None:
+    async def _generate(self, command: Generate, served: Served) -> None:
         begun_s = self.platform.monotonic()
         self._n_requests += 1
         try:
             async with asyncio.timeout(command.max_wait_ns / 1e9):
                 await self._wait_for_step(command.min_step)
-                await self._stream(command, begun_s)
+                await self._stream(command, begun_s, served)
         except (EngineError, BusError, TimeoutError, aiohttp.ClientError) as error:
             self._n_failed += 1
-            await self._fail(command, str(error) or type(error).__name__)
+            served.error = str(error) or type(error).__name__
+            await self._fail(command, served.error)
         except Exception as error:
             # One request must not end the engine of all others.
-            self.log.exception("generation failed", request=command.request)
+            self.log.exception("generation failed", episode=command.episode, request=command.request)
             self._n_failed += 1
-            await self._fail(command, repr(error))
+            served.error = repr(error)
+            await self._fail(command, served.error)
+        finally:
+            if self.tracing.on:
+                self.tracing.emit(generate_span(self.context.run, command, served, self.platform.now_ns()))
 
-    async def _stream(self, command: Generate, begun_s: float) -> None:
+    async def _stream(self, command: Generate, begun_s: float, served: Served) -> None:
         parameters = {
             "max_new_tokens": command.max_new_tokens,
             "temperature": command.temperature,
@@ -292,7 +300,9 @@ class Engine(Actor):
         chunks = self._client.generate(ids, parameters, rid=command.request, timeout_s=timeout_s)
         async with aclosing(chunks):
             async for chunk in chunks:
-                await self._send(command, chunk, int((self.platform.monotonic() - begun_s) * 1e9))
+                await self._send(command, chunk, int((self.platform.monotonic() - begun_s) * 1e9), served.traceparent)
+                if self.tracing.on:
+                    served.took(chunk, self.platform.now_ns())
 
     async def _wait_for_step(self, step: int) -> None:
         if self.version is not None and self.version.step >= step:
@@ -300,7 +310,7 @@ class Engine(Actor):
         async with asyncio.timeout(VERSION_WAIT_S), self._loaded:
             await self._loaded.wait_for(lambda: self.version is not None and self.version.step >= step)
 
-    async def _send(self, command: Generate, chunk: GeneratedChunk, elapsed_ns: int) -> None:
+    async def _send(self, command: Generate, chunk: GeneratedChunk, elapsed_ns: int, traceparent: str | None) -> None:
         n_tokens = len(chunk.ids)
         self._n_generated += n_tokens
         await self.bus.publish(
@@ -320,6 +330,7 @@ class Engine(Actor):
                 elapsed_ns=elapsed_ns,
             ),
             subject=command.reply_to,
+            traceparent=traceparent,
         )
 
     async def _fail(self, command: Generate, error: str) -> None:

@@ -4,6 +4,7 @@ from actors.runtime.actor import Actor, Context
 from actors.runtime.appends import last_fact
 from actors.runtime.bus import Stored
 from actors.runtime.outcomes import append_outcome, dead, dropped, identity
+from actors.runtime.work_spans import grade_span
 from asearch.errors import BlobMissingError, GradingError
 from asearch.rewards.grader import GradeRecord, grade, is_correct
 from schemas.codec import decode_generated
@@ -39,10 +40,15 @@ class Grader(Actor):
         """Grade one episode and store its outcome; an episode that has one already keeps it."""
         if not isinstance(event, EpisodeFinished):
             return
+        begun_ns = self.platform.now_ns()
         outcome = await self._outcome(event)
         await self.platform.fault("grader.graded")
-        if not await append_outcome(self.bus, outcome):
-            self.log.info("the episode has an outcome already", episode=event.episode)
+        won = await append_outcome(self.bus, outcome)
+        if self.tracing.on:
+            times, me = (begun_ns, self.platform.now_ns()), self.context.actor_id
+            self.tracing.emit(grade_span(self.context.run, outcome, stored.traceparent, me, times, won=won))
+        if not won:
+            self.log.info("the episode has an outcome already", episode=event.episode, event_id=outcome.id)
             return
         if isinstance(outcome, EpisodeGraded):
             self._n_graded += 1

@@ -17,6 +17,7 @@ import msgspec
 
 from actors.runtime.actor import Actor, Context
 from actors.runtime.archive import ArchiveError, EpisodeNames, LineFile, read_outcomes, write_once
+from actors.runtime.archived_spans import ArchivedSpans
 from actors.runtime.bus import Stored
 from actors.runtime.episode_lines import encode_episode
 from actors.runtime.step_archive import StepArchive
@@ -53,6 +54,7 @@ class Recorder(Actor):
         self._folder: Path = context.run_dir / "archive"
         self._episode_file = LineFile(self._folder / EPISODES, lambda line: msgspec.json.decode(line, type=_Head).sequence)
         self._outcome_file = LineFile(self._folder / OUTCOMES, lambda line: decode_outcome(line).sequence)
+        self._spans = ArchivedSpans(context.tracing, context.run, self._folder, context.settings.agent)
         self._names = EpisodeNames()
         self._taken = 0
         self._unsettled: deque[tuple[int, str]] = deque()
@@ -92,10 +94,13 @@ class Recorder(Actor):
         # Others read of BLOBS what they are referred to. This reads all, for what is no fact.
         self.spawn(self._follow("blobs", self._steps.on_blob, self._steps.forget_blobs), "blobs")
         self.spawn(self._keep_purging(), "purge")
+        if self.tracing.on:
+            self.spawn(self._spans.keep_marking(self.platform), "spans")
 
     def _read_back(self) -> None:
         self._episode_file.open()
         self._outcome_file.open()
+        self._spans.resume(self._episode_file.last)
         try:
             for line in read_outcomes(self._outcome_file.path):
                 if line.outcome is not None and line.sequence <= self._episode_file.last:
@@ -132,6 +137,7 @@ class Recorder(Actor):
             async for stored in journal:
                 self._steps.on_policy(stored)
         await self._steps.archive()
+        await self._spans.finish()
 
     async def _take(self, stored: Stored) -> None:
         outcome = stored.event if isinstance(stored.event, AnyOutcome) else None
@@ -155,6 +161,7 @@ class Recorder(Actor):
         for ref in filter(None, (_only_copy(fact) for _, fact in facts)):
             await self._archive_blob(ref)
         await self._write(lambda: self._episode_file.append(sequence, encode_episode(sequence, outcome, facts)))
+        self._spans.emit(sequence, outcome, [fact for _, fact in facts])
         await self.platform.fault("recorder.archived")
 
     async def _archive_blob(self, ref: BlobRef) -> None:

@@ -6,7 +6,6 @@ are settled: OUTCOMES up to its watermark may be purged.
 """
 
 import asyncio
-import hashlib
 from contextlib import aclosing
 
 import msgspec
@@ -15,7 +14,9 @@ from actors.runtime.actor import Actor, Context
 from actors.runtime.bus import Incoming, Scope, Stored
 from actors.runtime.outcomes import append_outcome, dropped
 from actors.runtime.patience import append_patiently
+from actors.runtime.requests import requests_of, sampling_seed
 from actors.runtime.room import NEVER_PURGED, Room
+from actors.runtime.work_spans import request_span
 from asearch.configuration.loading import recipe_hash
 from asearch.data.samplers import EpochSampler
 from asearch.data.tasks import LoadedTask
@@ -289,7 +290,7 @@ class Scheduler(Actor):
         loaded = self._held_out[admission.slot] if evaluates else self._train[self._sampler.index(admission.ordinal)]
         await self._store_key(loaded)
         progress = self._planner.step or 0
-        seeds = [_seed(self.settings.seed, admission.group, member) for member in range(admission.members)]
+        seeds = [sampling_seed(self.settings.seed, admission.group, member) for member in range(admission.members)]
         group = GroupAdmitted(
             id=f"group-{admission.group}",
             at_ns=self.platform.now_ns(),
@@ -316,32 +317,15 @@ class Scheduler(Actor):
             await self._request(request)
 
     def _requests_of(self, group: GroupAdmitted) -> list[EpisodeRequested]:
-        """The first requests of a group's episodes, a function of the group."""
-        return [
-            EpisodeRequested(
-                id=f"request-{group.group}-{member}-0",
-                at_ns=self.platform.now_ns(),
-                episode=f"{group.group}-{member}",
-                group=group.group,
-                member=member,
-                members=group.members,
-                slot=group.slot,
-                purpose=group.purpose,
-                task=group.task,
-                seed=seed,
-                progress=group.progress,
-                recipe_hash=self._hash,
-                refill=group.refill,
-                label=group.label,
-            )
-            for member, seed in enumerate(group.seeds)
-        ]
+        return requests_of(group, self._hash, self.platform.now_ns())
 
     async def _request(self, request: EpisodeRequested) -> None:
         self._unasked.pop(request.episode, None)
         self._open[request.episode] = request
         self._asked_s[request.episode] = self.platform.monotonic()
         await self._append(request, request.episode)
+        if self.tracing.on:
+            self.tracing.emit(request_span(self.context.run, request, self.platform.now_ns()))
 
     async def _store_key(self, loaded: LoadedTask) -> None:
         if loaded.id not in self._keys_stored:
@@ -357,7 +341,7 @@ class Scheduler(Actor):
         for episode, request in list(self._open.items()):
             patience_s = lease_s * min(MAX_BACKOFF, 2 ** max(0, request.attempt - STEADY_ATTEMPTS))
             if episode in self._open and episode not in held and now_s - self._asked_s[episode] > patience_s:
-                self.log.info("asking again", episode=episode, attempt=request.attempt + 1)
+                self.log.info("asking again", episode=episode, attempt=request.attempt + 1, event_id=request.id)
                 await self._request(
                     msgspec.structs.replace(
                         request,
@@ -395,9 +379,3 @@ class Scheduler(Actor):
             ),
             self.context.run,
         )
-
-
-def _seed(seed: int, group: str, member: int) -> int:
-    """A sampling seed of 31 bits, the same for the same episode of the same run."""
-    digest = hashlib.blake2b(f"{seed}\x1f{group}\x1f{member}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -4,6 +4,7 @@ import aiohttp
 
 from actors.runtime.actor import Actor, Context
 from actors.runtime.bus import Stored
+from actors.runtime.work_spans import tool_span
 from asearch.errors import NoResponderError, RequestTimeoutError
 from asearch.tools.access import AccessTool
 from asearch.tools.base import ToolSet
@@ -78,7 +79,7 @@ class Tool(Actor):
         """One call. The result is delivered before the fact is acknowledged; a driver that is gone asks again itself."""
         if not isinstance(event, ToolRequested):
             return
-        started_s = self.platform.monotonic()
+        started_s, started_ns = self.platform.monotonic(), self.platform.now_ns()
         self._n_busy += 1
         try:
             result = await self._call(event)
@@ -87,28 +88,32 @@ class Tool(Actor):
         self._n_calls += 1
         self._n_errors += result.error is not None
         self._busy_s += self.platform.monotonic() - started_s
+        if self.tracing.on:
+            times = (started_ns, self.platform.now_ns())
+            self.tracing.emit(tool_span(self.context.run, event, stored.traceparent, self.context.actor_id, times, result))
         await self.platform.fault("tool.called")
-        await self._deliver_result(event, ToolReply(episode=event.episode, call=event.call, result=result))
+        await self._deliver_result(event, ToolReply(episode=event.episode, call=event.call, result=result), stored.traceparent)
 
     async def poisoned(self, stored: Stored) -> None:
         """The driver hears of a call that always fails as of an outage: it need not wait for its deadline."""
         event = stored.event
         if isinstance(event, ToolRequested):
             result = ToolResult(error="retryable", message="no tool actor could carry it out; see DEAD and their logs")
-            await self._deliver_result(event, ToolReply(episode=event.episode, call=event.call, result=result))
+            reply = ToolReply(episode=event.episode, call=event.call, result=result)
+            await self._deliver_result(event, reply, stored.traceparent)
 
-    async def _deliver_result(self, event: ToolRequested, reply: ToolReply) -> None:
+    async def _deliver_result(self, event: ToolRequested, reply: ToolReply, traceparent: str | None) -> None:
         trouble = ""
         for n_tries in range(REPLY_TRIES):
             try:
-                await self.bus.request(reply, subject=event.reply_to, timeout_s=REPLY_TIMEOUT_S)
+                await self.bus.request(reply, subject=event.reply_to, timeout_s=REPLY_TIMEOUT_S, traceparent=traceparent)
                 return
             except NoResponderError:
                 trouble = "is gone"
                 await self.platform.sleep(REPLY_RETRY_S * 2**n_tries)
             except RequestTimeoutError:
                 trouble = "does not answer"
-        self.log.warning(f"the driver that asked {trouble}", episode=event.episode, call=event.call)
+        self.log.warning(f"the driver that asked {trouble}", episode=event.episode, call=event.call, event_id=event.id)
 
     async def _call(self, event: ToolRequested) -> ToolResult:
         delay_s = latency_s(self.settings.tools.latency, event.task, event.member, event.turn)

@@ -15,6 +15,7 @@ from actors.runtime.checkpointing import Checkpointer, standing
 from actors.runtime.policy_journal import PolicyJournal
 from actors.runtime.publishing import Publisher
 from actors.runtime.ranks import Rank, RankProcess
+from actors.runtime.work_spans import step_span
 from asearch.configuration.loading import recipe_hash
 from asearch.errors import BusError, CheckpointError, TrainingError
 from asearch.learning.ledger import LedgerSnapshot, StepClosed
@@ -168,11 +169,16 @@ class Trainer(Actor):
             raise TrainingError(
                 f"batch of step {closed.step} at policy step {self._step}: OUTCOMES were read twice or not at all"
             )
+        begun_ns = self.platform.now_ns()
         groups = await batch.groups(f"{self.settings.seed}-{self._step}" if self.settings.rewards.permute else None)
         done = await self._update(groups) if groups else None
         await self.platform.fault("trainer.updated")
         tokens = await self._store_tokens(done) if done and done.episodes else None
-        await self._journal.append(self._trained(closed, done, idle_s, tokens))
+        trained = self._trained(closed, done, idle_s, tokens)
+        await self._journal.append(trained)
+        if self.tracing.on:
+            episodes = [outcome for group in closed.groups for outcome in group]
+            self.tracing.emit(step_span(self.context.run, trained, episodes, begun_ns))
         await self.platform.fault("trainer.recorded")
         self._snapshot = closed.snapshot
         parent = self._version

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import structlog
 import uvloop
 
 from actors.runtime.actor import Actor, Context
 from actors.runtime.jetstream import connect
 from actors.runtime.logs import configure_logs
+from actors.runtime.otlp import tracing_of
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import RunFile, read_run_file
 from asearch import parent
 
+SPANS_TIMEOUT_S = 2.0
+"""How long an actor that ends waits for its last spans to be taken."""
 KINDS = ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder", "viewer")
 
 
@@ -36,6 +40,9 @@ def actor(kind: str, run_dir: Path, actor_id: str | None, die_with_parent: bool)
 async def _live(kind: str, run_dir: Path, actor_id: str) -> None:
     content = read_run_file(run_dir)
     platform = SystemPlatform()
+    # Every line says of which run it is; with the episode that names the trace.
+    structlog.contextvars.bind_contextvars(run=content.run, actor=actor_id)
+    tracing = tracing_of(kind, actor_id, content.run)
     bus = await connect(content.broker_url, content.run, actor_id, platform, only_looks=kind == "viewer")
     try:
         context = Context(
@@ -45,6 +52,7 @@ async def _live(kind: str, run_dir: Path, actor_id: str) -> None:
             bus=bus,
             platform=platform,
             actor_id=actor_id,
+            tracing=tracing,
         )
         living = BUILDERS[kind](context, content)
         loop = asyncio.get_running_loop()
@@ -53,6 +61,7 @@ async def _live(kind: str, run_dir: Path, actor_id: str) -> None:
         await living.run()
     finally:
         await bus.close()
+        await tracing.close(SPANS_TIMEOUT_S)
 
 
 def _scheduler(context: Context, content: RunFile) -> Actor:

@@ -17,7 +17,9 @@ import structlog
 
 from actors.runtime.bus import Bus, Delivery, Stored
 from actors.runtime.dead_letters import bury
+from actors.runtime.logs import about
 from actors.runtime.platform import Platform
+from actors.runtime.tracing import NO_TRACING, Tracing
 from asearch.configuration.settings import Settings
 from asearch.errors import AsearchError, BusError
 from schemas.commands import Heartbeat
@@ -51,8 +53,11 @@ class Context:
     bus: Bus
     platform: Platform
     actor_id: str
+    tracing: Tracing = NO_TRACING
 
     def __post_init__(self) -> None:
+        if self.tracing.on:
+            self.bus.traceparent_of = self.tracing.traceparent
         if not is_key(self.actor_id):
             raise ValueError(f"actor id {self.actor_id!r} may hold letters, digits, '-' and '_' only")
 
@@ -69,6 +74,7 @@ class Actor(ABC):
         self.bus = context.bus
         self.platform = context.platform
         self.settings = context.settings
+        self.tracing = context.tracing
         self.log = structlog.get_logger().bind(run=context.run, actor=context.actor_id)
         self.state = "starting"
         self.waiting_for = ""
@@ -230,7 +236,7 @@ class Actor(ABC):
             await self._failed(delivery, error)
             return
         except Exception as error:
-            self.log.exception("handler failed", event_id=stored.event.id, subject=stored.subject)
+            self.log.exception("handler failed", **about(stored))
             await self._failed(delivery, error)
             return
         finally:
@@ -240,7 +246,7 @@ class Actor(ABC):
 
     async def _failed(self, delivery: Delivery, error: Exception) -> None:
         stored = delivery.stored
-        self.log.warning("fact not handled", subject=stored.subject, n=delivery.n_delivered, error=str(error) or repr(error))
+        self.log.warning("fact not handled", **about(stored), n=delivery.n_delivered, error=str(error) or repr(error))
         if delivery.n_delivered >= MAX_DELIVERIES and not isinstance(error, BusError):
             await self.bury(stored, f"{type(error).__name__}: {error}")
             await self.poisoned(stored)

@@ -78,6 +78,22 @@ class LineFile:
             os.fsync(file.fileno())
 
 
+def newest_lines(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file without their ends, the newest first; none where there is no such file."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        end = _line_begin(fd, os.fstat(fd).st_size)
+        while end > 0:
+            begin = _line_begin(fd, end - 1)
+            yield os.pread(fd, end - 1 - begin, begin)
+            end = begin
+    finally:
+        os.close(fd)
+
+
 def _line_begin(fd: int, end: int) -> int:
     """The position after the last line end before `end`."""
     while end > 0:

@@ -136,6 +136,8 @@ class Bus(Protocol):
     run: str
     actor: str
     platform: Platform
+    traceparent_of: Callable[[Event | Message], str | None] | None
+    """Names the header of what is appended, published or requested without a `traceparent`; None: such has none."""
 
     @property
     def n_reconnects(self) -> int:

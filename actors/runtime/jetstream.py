@@ -58,6 +58,7 @@ class JetStreamBus(Bus):
         self.run = run
         self.actor = actor
         self.platform = wire.platform
+        self.traceparent_of = None
         self._wire = wire
         self._api = JetStreamApi(wire, run)
         self._publisher = Publisher(wire)
@@ -96,6 +97,8 @@ class JetStreamBus(Bus):
         traceparent: str | None = None,
     ) -> int:
         target = route(self.run, event, key)
+        if self.traceparent_of is not None:
+            traceparent = traceparent or self.traceparent_of(event)
         header = _header(event.id, target, expected, scope, traceparent)
         data = encode(event)
         await self.platform.fault("bus.append")
@@ -209,6 +212,8 @@ class JetStreamBus(Bus):
     async def publish(
         self, message: Message, *, key: str | None = None, subject: str | None = None, traceparent: str | None = None
     ) -> None:
+        if self.traceparent_of is not None:
+            traceparent = traceparent or self.traceparent_of(message)
         header = header_block(traceparent=traceparent)
         await self._wire.send(core_target(self.run, message, key, subject), encode(message), "", header)
 
@@ -221,6 +226,8 @@ class JetStreamBus(Bus):
         timeout_s: float,
         traceparent: str | None = None,
     ) -> Message:
+        if self.traceparent_of is not None:
+            traceparent = traceparent or self.traceparent_of(message)
         header = header_block(traceparent=traceparent)
         target = core_target(self.run, message, key, subject)
         packet = await self._ask(target, encode(message), timeout_s, header)

@@ -4,6 +4,28 @@ import logging
 import sys
 
 import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from actors.runtime.bus import Stored
+from actors.runtime.tracing import trace_id
+
+
+def about(stored: Stored) -> dict[str, str]:
+    """What a line says of the stored message that it is about."""
+    event, said = stored.event, {"subject": stored.subject}
+    if event is not None:
+        said["event_id"] = event.id
+        if isinstance(episode := getattr(event, "episode", None), str):
+            said["episode"] = episode
+    return said
+
+
+def add_trace_id(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
+    """Name the trace of a line about an episode: the same as in OpenTelemetry, whether traces are on or off."""
+    run, episode = line.get("run"), line.get("episode")
+    if isinstance(run, str) and isinstance(episode, str) and "trace_id" not in line:
+        line["trace_id"] = f"{trace_id(run, episode):032x}"
+    return line
 
 
 def configure_logs(level: int = logging.INFO) -> None:
@@ -15,6 +37,7 @@ def configure_logs(level: int = logging.INFO) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            add_trace_id,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),

@@ -37,6 +37,7 @@ class MemoryBus(Bus):
         self.run = run
         self.actor = actor
         self.platform = platform
+        self.traceparent_of = None
         self._wire = MemoryWire(broker, actor, platform)
         self._subscriptions: list[MemorySubscription | CoreSubscription] = []
         self._signals: dict[Signal, MemoryStream] = {}
@@ -87,6 +88,8 @@ class MemoryBus(Bus):
         traceparent: str | None = None,
     ) -> int:
         target = route(self.run, event, key)
+        if self.traceparent_of is not None:
+            traceparent = traceparent or self.traceparent_of(event)
         data = encode(event)
         await self.platform.fault("bus.append")
         record = Record(target.subject, 0, data, event.id, 0, traceparent)
@@ -267,6 +270,8 @@ class MemoryBus(Bus):
         self, message: Message, *, key: str | None = None, subject: str | None = None, traceparent: str | None = None
     ) -> None:
         self._wire.check_open()
+        if self.traceparent_of is not None:
+            traceparent = traceparent or self.traceparent_of(message)
         target = core_target(self.run, message, key, subject)
         data = encode(message)
 
@@ -286,6 +291,8 @@ class MemoryBus(Bus):
         timeout_s: float,
         traceparent: str | None = None,
     ) -> Message:
+        if self.traceparent_of is not None:
+            traceparent = traceparent or self.traceparent_of(message)
         target = core_target(self.run, message, key, subject)
         data = encode(message)
         deadline_s = self.platform.monotonic() + timeout_s
