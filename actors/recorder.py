@@ -156,6 +156,7 @@ class Recorder(Actor):
         self._taken = stored.sequence
 
     async def _archive(self, sequence: int, outcome: AnyOutcome) -> None:
+        self._spans.begin(outcome)
         stored = await self.bus.read_key("trace", outcome.episode)
         facts = [(each.sequence, each.event) for each in stored if isinstance(each.event, TraceFact)]
         for ref in filter(None, (_only_copy(fact) for _, fact in facts)):
@@ -232,6 +233,7 @@ class Recorder(Actor):
         self._trace_sequence = stored.sequence
         if stored.event is None:
             return
+        self._spans.late(stored.event)
         episode = stored.key[-1] if stored.key else ""
         if episode not in self._names:
             self._first.setdefault(episode, stored.sequence)

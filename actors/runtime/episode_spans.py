@@ -25,6 +25,7 @@ from schemas.events import (
     TraceFact,
 )
 
+MODEL = "policy"
 COMPLETE = ("stop", "length")
 
 
@@ -52,10 +53,37 @@ def episode_spans(run: str, outcome: Outcome, facts: Iterable[Event | None], age
     valid = valid_facts(facts)
     takes = [fact for fact in valid if isinstance(fact, EpisodeTaken)]
     turns = _turns(valid, outcome)
+    model = takes[-1].request.model if takes else MODEL
     spans = [_episode(run, outcome, takes, valid, turns, agent)]
     for turn in turns:
-        spans += _turn(run, outcome, turn, takes, agent)
+        spans += _turn(run, outcome, turn, model, agent)
     return spans
+
+
+def late_spans(run: str, outcome: Outcome, fact: Event, known: set[int], agent: AgentSettings) -> list[Span]:
+    """The turns that a fact shows, or leads to, which a driver has written after the outcome; `known` ones are left out.
+
+    The outcome of an episode that is given up does not wait for its driver, which may not have heard of it.
+    """
+    match fact:
+        case TokensGenerated():
+            numbers = [fact.turn, fact.turn + 1] if fact.finish in COMPLETE else [fact.turn]
+        case ToolReturned():
+            numbers = [fact.turn + 1]
+        case _:
+            return []
+    turns = [
+        _Turn(number, f"{outcome.episode}:g{number}", fact.at_ns, fact.driver, fact.at_ns, fact.at_ns)
+        for number in numbers
+        if number not in known
+    ]
+    known.update(turn.number for turn in turns)
+    return [span for turn in turns for span in _turn(run, outcome, turn, MODEL, agent)]
+
+
+def turns_of(spans: Iterable[Span]) -> set[int]:
+    """The numbers of the turns among spans."""
+    return {number for span in spans if isinstance(number := span.attributes.get("asearch.turn"), int)}
 
 
 def _turns(valid: list[TraceFact], outcome: Outcome) -> list[_Turn]:
@@ -175,8 +203,7 @@ def _error(outcome: Outcome) -> str | None:
     return outcome.reason if isinstance(outcome, EpisodeDropped | EpisodeDead) else None
 
 
-def _turn(run: str, outcome: Outcome, turn: _Turn, takes: list[EpisodeTaken], agent: AgentSettings) -> list[Span]:
-    model = takes[-1].request.model if takes else "policy"
+def _turn(run: str, outcome: Outcome, turn: _Turn, model: str, agent: AgentSettings) -> list[Span]:
     is_whole = turn.finish in COMPLETE
     context = turn_context(run, outcome.episode, turn.number)
     common: Attributes = {"gen_ai.conversation.id": outcome.episode, "asearch.turn": turn.number}
