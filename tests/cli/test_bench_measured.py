@@ -7,9 +7,9 @@ import pytest
 
 from actors.bench.async_speedup import Load, settings_of_arm
 from actors.bench.measured import Measured, measure
-from actors.recorder import ArchivedEpisode
 from asearch.errors import AsearchError
 from asearch.tools.latency import latency_s
+from schemas.archive import ArchivedEpisode
 from schemas.events import EpisodeFinished, EpisodeGraded, GroupAdmitted, GroupVerdict, StepTrained, ToolRequested
 from schemas.records import Reward, Task
 
