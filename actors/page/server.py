@@ -42,6 +42,7 @@ class Page:
         app.add_routes(
             [
                 web.get("/", self._index),
+                web.get("/runs/{view:.+}", self._index),
                 web.get("/healthz", self._health),
                 web.get("/metrics", self._scrape),
                 web.get("/api/runs", self._runs),
