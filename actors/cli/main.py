@@ -20,6 +20,7 @@ COMMANDS = {
     "sink": "actors.cli.sink",
     "world": "actors.cli.world",
     "warmstart": "actors.cli.warmstart",
+    "behaviour": "actors.cli.behaviour",
     "bench": "actors.cli.bench",
     "actor": "actors.cli.actor",
 }

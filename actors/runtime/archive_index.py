@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,10 @@ class ArchiveIndex:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._at)
+
+    def names(self, start: int = 0) -> list[str]:
+        """Names in the order of the archive, from the `start`th on: of what `refresh` took in since there were so many."""
+        return list(islice(self._at, start, None))
 
     def refresh(self) -> None:
         """Take in the lines that were written since."""
