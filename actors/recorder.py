@@ -20,6 +20,7 @@ from actors.runtime.archive import ArchiveError, EpisodeNames, LineFile, read_ou
 from actors.runtime.archived_spans import ArchivedSpans
 from actors.runtime.bus import Stored
 from actors.runtime.episode_lines import encode_episode
+from actors.runtime.parquet_child import write_parquet
 from actors.runtime.step_archive import StepArchive
 from asearch.errors import BlobMissingError, BusError, StreamRewoundError
 from schemas.archive import BLOBS, EPISODES, OUTCOMES, archived_outcome, decode_outcome
@@ -128,7 +129,7 @@ class Recorder(Actor):
                 await self._take(stored)
 
     async def drain(self) -> None:
-        """Archive the outcomes and the updates that are stored by now, and make everything durable."""
+        """Archive the outcomes and the updates that are stored by now, durably, and have an ended run's tables written."""
         async with aclosing(self.bus.read("outcomes", start_sequence=self._taken + 1, follow=False)) as rest:
             async for stored in rest:
                 await self._take(stored)
@@ -138,6 +139,7 @@ class Recorder(Actor):
                 self._steps.on_policy(stored)
         await self._steps.archive()
         await self._spans.finish()
+        await write_parquet(self.context, self.log)
 
     async def _take(self, stored: Stored) -> None:
         outcome = stored.event if isinstance(stored.event, AnyOutcome) else None

@@ -13,7 +13,8 @@ import click
 from actors.runtime.run_files import RunFile
 from actors.runtime.workspace import Workspace, is_live
 
-TIMEOUT_S = 90.0
+TIMEOUT_S = 180.0
+"""The recorder alone may take two minutes, for the tables of a long run."""
 
 
 @click.command("down")

@@ -20,7 +20,9 @@ COMMANDS = {
     "sink": "actors.cli.sink",
     "world": "actors.cli.world",
     "warmstart": "actors.cli.warmstart",
+    "archive": "actors.cli.archive",
     "behaviour": "actors.cli.behaviour",
+    "dataset": "actors.cli.dataset",
     "bench": "actors.cli.bench",
     "actor": "actors.cli.actor",
 }

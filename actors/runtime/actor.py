@@ -29,8 +29,8 @@ from schemas.topology import consumer_named, is_key
 
 HEARTBEAT_S = 1.0
 DRAIN_TIMEOUT_S = 10.0
-DRAIN_TIMEOUTS_S = {"trainer": 30.0}
-"""Kinds that need longer: the trainer finishes its step and writes a checkpoint."""
+DRAIN_TIMEOUTS_S = {"trainer": 30.0, "recorder": 120.0}
+"""Kinds that need longer: the trainer finishes its step and writes a checkpoint, the recorder waits for the Parquet files."""
 MAX_DELIVERIES = 5
 """Deliveries of one fact that may fail for an unexpected reason before it is dead."""
 RETRY_DELAY_S = 1.0

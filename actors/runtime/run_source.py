@@ -29,7 +29,7 @@ from asearch.models.tokenizer import Tokenizer
 from asearch.traces.record import EpisodeRecord, payloads_of, record_of
 from asearch.traces.rows import RowTable
 from asearch.traces.story import StoryTeller
-from schemas.archive import BLOBS, OUTCOMES
+from schemas.archive import BLOBS, OUTCOMES, ArchivedEpisode
 from schemas.events import AnyOutcome, EpisodeRequested, EpisodeTaken, Event
 from schemas.records import BlobRef
 
@@ -105,10 +105,13 @@ class RunSource:
         if episode not in self.archive:
             return None
         line = await asyncio.to_thread(self.archive.line, episode)
-        entry = decode_episode(line)
+        return await self.record_of_entry(decode_episode(line), damaged(line))
+
+    async def record_of_entry(self, entry: ArchivedEpisode, damage: list[str] | None = None) -> EpisodeRecord:
+        """The record of a line of the archive, with the payloads that its facts refer to."""
         payloads = await self._payloads(list(entry.facts))
         sequences = entry.sequences or [0] * len(entry.facts)
-        return record_of(episode, list(entry.facts), sequences, entry.outcome, payloads, damaged(line))
+        return record_of(entry.episode, list(entry.facts), sequences, entry.outcome, payloads, damage)
 
     async def _stored(self, episode: str) -> EpisodeRecord | None:
         assert self.bus is not None  # noqa: S101

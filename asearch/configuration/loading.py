@@ -12,7 +12,7 @@ from typing import Any, cast, get_args, get_type_hints
 import msgspec
 
 from asearch.configuration.plugins import check_plugins
-from asearch.configuration.settings import Settings, ViewerSettings
+from asearch.configuration.settings import ArchiveSettings, Settings, ViewerSettings
 from asearch.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -112,8 +112,8 @@ def check_settings(settings: Settings) -> Settings:
 
 
 def recipe_hash(settings: Settings) -> str:
-    """A name for exactly these settings, but for those of the page: 16 hex digits."""
-    named = msgspec.structs.replace(settings, viewer=ViewerSettings())
+    """A name for exactly these settings, but for those of the page and the archive: 16 hex digits."""
+    named = msgspec.structs.replace(settings, viewer=ViewerSettings(), archive=ArchiveSettings())
     return hashlib.sha256(msgspec.json.encode(named, order="deterministic")).hexdigest()[:16]
 
 

@@ -152,6 +152,13 @@ class CheckpointSettings(Table, frozen=True, kw_only=True):
     keep_versions: int = 3
 
 
+class ArchiveSettings(Table, frozen=True, kw_only=True):
+    """What is made of a run's records at its end. Nothing of it changes what is trained."""
+
+    parquet: bool = True
+    """Whether the recorder has `asearch archive` write the run's Parquet files."""
+
+
 class ViewerSettings(Table, frozen=True, kw_only=True):
     """The page of a run, on loopback. Nothing of it changes what is trained."""
 
@@ -179,3 +186,4 @@ class Settings(Table, frozen=True, kw_only=True):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     viewer: ViewerSettings = ViewerSettings()
+    archive: ArchiveSettings = ArchiveSettings()

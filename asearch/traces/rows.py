@@ -3,7 +3,7 @@
 The streams may be interleaved in any way, and repeats change nothing. Rows of a run are bounded: the oldest ended ones go first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -129,21 +129,7 @@ class RowTable:
         if row is not None:
             row.attempt = max(row.attempt, event.attempt)
             return
-        row = self.rows[event.episode] = EpisodeRow(
-            episode=event.episode,
-            group=event.group,
-            member=event.member,
-            purpose=event.purpose,
-            label=event.label,
-            task=event.task.id,
-            question=event.task.question,
-            hops=event.task.meta.get("hops", ""),
-            slot=event.slot,
-            refill=event.refill,
-            attempt=event.attempt,
-            progress=event.progress,
-            requested_ns=event.at_ns,
-        )
+        row = self.rows[event.episode] = _row_of(event)
         self.groups.setdefault(event.group, []).append(event.episode)
         early = self._early.pop(event.episode, None)
         if early is not None:
@@ -151,6 +137,17 @@ class RowTable:
             self._settle(row)
         if len(self.rows) > self._max_rows:
             self._leave_out_oldest()
+
+    def ended_row(self, outcome: Outcome, requests: Sequence[EpisodeRequested]) -> EpisodeRow:
+        """The row of one ended episode by the verdicts folded so far; the table does not keep it.
+
+        `requests` are those that are known of it, the first one first; without any the row has what the outcome says.
+        """
+        row = _row_of(requests[0]) if requests else _row_without_request(outcome)
+        row.attempt = max((request.attempt for request in requests), default=0)
+        _end(row, outcome)
+        self._settle(row)
+        return row
 
     def _leave_out_oldest(self) -> None:
         oldest = next((row for row in self.rows.values() if not row.is_open), None)
@@ -225,6 +222,37 @@ class RowTable:
             case _:
                 return
         self.revision += 1
+
+
+def _row_of(event: EpisodeRequested) -> EpisodeRow:
+    return EpisodeRow(
+        episode=event.episode,
+        group=event.group,
+        member=event.member,
+        purpose=event.purpose,
+        label=event.label,
+        task=event.task.id,
+        question=event.task.question,
+        hops=event.task.meta.get("hops", ""),
+        slot=event.slot,
+        refill=event.refill,
+        attempt=event.attempt,
+        progress=event.progress,
+        requested_ns=event.at_ns,
+    )
+
+
+def _row_without_request(outcome: Outcome) -> EpisodeRow:
+    return EpisodeRow(
+        episode=outcome.episode,
+        group=outcome.group,
+        member=outcome.member,
+        purpose=outcome.purpose,
+        label=outcome.label,
+        task=outcome.task,
+        slot=outcome.slot,
+        refill=outcome.refill,
+    )
 
 
 def _end(row: EpisodeRow, outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 
 from asearch.agents.settings import AgentSettings
-from asearch.configuration.settings import CheckpointSettings, EvaluationSettings, RunSettings, Settings
+from asearch.configuration.settings import ArchiveSettings, CheckpointSettings, EvaluationSettings, RunSettings, Settings
 from tests.sim.faults import RATED, Fault
 
 AGENT = AgentSettings(
@@ -23,6 +23,7 @@ SETTINGS = Settings(
     agent=AGENT,
     evaluation=EvaluationSettings(questions=4),
     checkpoint=CheckpointSettings(every_steps=2),
+    archive=ArchiveSettings(parquet=False),
 )
 HEAVY = ("engine_hang", "engine_slow", "engine_no_logprobs", "tool_hang")
 """Faults that cost a deadline or an episode each time."""
@@ -67,6 +68,7 @@ def scenario_of(seed: int, *, lost_tails: bool = True) -> Scenario:
         run=_run_settings(chance),
         agent=AGENT,
         evaluation=EvaluationSettings(questions=chance.randrange(1, 5), before=chance.randrange(2) == 0),
+        archive=ArchiveSettings(parquet=False),
         checkpoint=CheckpointSettings(every_steps=chance.randrange(1, 4), keep_versions=chance.randrange(2, 4)),
     )
     bare = Scenario(
