@@ -14,6 +14,7 @@ from actors.runtime.broker import free_port
 from actors.runtime.broker_watch import BrokerWatch
 from actors.runtime.bus import Bus
 from actors.runtime.jetstream import connect
+from actors.runtime.otlp import is_asked_for
 from actors.runtime.platform import Platform
 from actors.runtime.prepare import Prepared, prepare
 from actors.runtime.run_files import RUN_FILE, RunFile, write_run_file
@@ -90,6 +91,8 @@ class LocalRun:
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncGenerator[Bus]:
         """Prepare and start everything; on leaving, stop everything that was started, in reverse."""
+        # Every actor would refuse an environment that asks for traces wrongly; better one clear error before all.
+        is_asked_for(os.environ)
         is_new = not (self.run_dir / RUN_FILE).is_file()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:

@@ -1,8 +1,10 @@
 """Identities and headers: every process comes to the same ones by itself."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import structlog
@@ -89,3 +91,25 @@ def test_nothing_of_opentelemetry_is_imported_where_tracing_is_off() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_the_log_of_an_actor_names_traces() -> None:
+    code = (
+        "import structlog\n"
+        "from actors.runtime.logs import configure_logs\n"
+        "configure_logs()\n"
+        "structlog.contextvars.bind_contextvars(run='r')\n"
+        f"structlog.get_logger().info('said', episode='{EPISODE}', event_id='x')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    line = json.loads(done.stderr)
+    assert (line["trace_id"], line["event_id"]) == (f"{trace_id('r', EPISODE):032x}", "x")
+
+
+def test_a_run_refuses_an_environment_that_cannot_be_obeyed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "actors.cli.main", "train", "toy", "--runs", str(tmp_path), "--run", "r"]
+    environment = os.environ | {"OTEL_TRACES_EXPORTER": "zipkin"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 2
+    assert "OTEL_TRACES_EXPORTER" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "r" / "run.json").exists()
