@@ -14,6 +14,8 @@ from actors.page import figures
 from actors.page.samples import SAMPLE_S, Samples, sample_of
 from actors.page.subscribers import Audience, Subscriber, sse
 from actors.page.watched import WatchedEpisode
+from actors.runtime.archive_index import ArchiveIndex
+from actors.runtime.behaviour_fold import BehaviourFold
 from actors.runtime.broker_watch import store_trouble
 from actors.runtime.bus import Bus, Stored, StreamInfo
 from actors.runtime.following import View, follow
@@ -29,6 +31,8 @@ RUN_S, QUIET_RUN_S = 1.0, 3.0
 """How often the run is shown while it changes, and while it does not: heartbeats grow old."""
 STREAMS_S = 5.0
 RETRY_S = 1.0
+MAX_BEHAVIOURS = 5000
+"""Episodes of a run whose behaviour is looked at; of more a sample."""
 MAX_WATCHED = 256
 LINGER_S = 30.0
 """How long an episode stays open after the last one who looked has left."""
@@ -49,6 +53,7 @@ class Board:
         self.audience = Audience()
         """Who looks at the run as a whole."""
         self.samples = Samples(source.run_dir)
+        self.behaviour = BehaviourFold(ArchiveIndex(source.run_dir / "archive"), MAX_BEHAVIOURS)
         self.timeline: deque[dict[str, Any]] = deque(maxlen=figures.MAX_TIMELINE)
         self.streams: dict[str, StreamInfo] = {}
         self._watched: dict[str, WatchedEpisode] = {}

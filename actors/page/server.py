@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from actors.runtime.metrics import Metrics, MetricsUnavailableError
 from actors.runtime.platform import Platform
 from actors.runtime.waking import report_failure
 from actors.runtime.workspace import Workspace
+from asearch.traces.behaviour import RULES
 
 HOST = "127.0.0.1"
 STATIC = Path(__file__).parent / "static"
@@ -53,6 +55,7 @@ class Page:
                 web.get("/api/runs/{run}/episodes/{episode}", self._of_run(self._episode)),
                 web.get("/api/runs/{run}/episodes/{episode}/tokens", self._of_run(self._tokens)),
                 web.get("/api/runs/{run}/groups/{group}", self._of_run(self._group)),
+                web.get("/api/runs/{run}/behaviour", self._of_run(self._behaviour)),
                 web.get("/api/runs/{run}/feed", self._feed),
                 web.get("/api/runs/{run}/episodes/{episode}/feed", self._episode_feed),
                 web.static("/static", STATIC),
@@ -111,6 +114,13 @@ class Page:
 
     async def _group(self, board: Board, request: web.Request) -> Any:
         return await answers.group(board, request.match_info["group"])
+
+    async def _behaviour(self, board: Board, _: web.Request) -> Any:
+        """What is known after one more piece of work; the page asks again until it is done."""
+        await board.behaviour.advance()
+        known = board.behaviour.to_json()
+        known["summary"]["by_step"] = known.pop("by_step")
+        return {**known, "rules": {name: inspect.getdoc(rule) or "" for name, rule in RULES.items()}}
 
     # --- feeds ---
 
