@@ -21,7 +21,8 @@ CHECKS = (
     "broker.program",
     "broker.running",
     "broker.store",
-    "ports.ports",
+    "ports.broker",
+    "ports.page",
     "disks.disks",
     "clocks.steadiness",
     "clocks.files",
@@ -31,6 +32,7 @@ CHECKS = (
     "permissions.secrets",
     "runs.run_files",
     "runs.orphans",
+    "runs.left_weights",
     "runs.models",
     "streams.streams",
 )

@@ -56,10 +56,11 @@ def processes(subject: Subject) -> list[Found]:
     found: list[Found] = []
     for process in psutil.process_iter(["pid", "cmdline", "create_time", "status"]):
         words: list[str] = process.info["cmdline"] or []
-        if process.info["status"] == psutil.STATUS_ZOMBIE or not words or "nats-server" not in Path(words[0]).name:
+        if process.info["status"] == psutil.STATUS_ZOMBIE or not words:
             continue
-        ours = any(folder == word or f"{folder}/" in word for word in words)
-        if ours or (noted is not None and noted.process.is_alive and noted.process.pid == process.info["pid"]):
+        is_server = "nats-server" in Path(words[0]).name and any(folder == word or f"{folder}/" in word for word in words)
+        is_noted = noted is not None and noted.process.pid == process.info["pid"] and noted.process.is_alive
+        if is_server or is_noted:
             found.append(Found(process.info["pid"], process.info["create_time"], _configuration(words)))
     return found
 

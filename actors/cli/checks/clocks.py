@@ -11,8 +11,10 @@ from pathlib import Path
 from actors.cli.checks.broker_state import port_of, processes
 from actors.cli.checks.finding import Finding, Subject
 from actors.cli.checks.nats_line import open_line
+from actors.cli.checks.runs import runs_of
 from actors.runtime.broker import HOST
 from actors.runtime.jsapi import nanoseconds
+from schemas.topology import broker_stream
 
 WATCH_S = 0.2
 MAX_JUMP_S = 0.1
@@ -59,22 +61,22 @@ async def broker(subject: Subject) -> list[Finding]:
         return []
     try:
         async with asyncio.timeout(3.0):
-            listed, at_ns = await line.ask("$JS.API.STREAM.LIST")
+            answers = [await line.stream(broker_stream(content.run, "plan")) for content, _ in runs_of(subject)[-1:]]
     except (OSError, TimeoutError, asyncio.IncompleteReadError):
         return []
     finally:
         line.close()
-    return judge_broker([str(each.get("ts", "")) for each in listed.get("streams") or []], at_ns)
+    return [judge_broker(str(answer[0].get("ts", "")), answer[1]) for answer in answers if answer is not None]
 
 
-def judge_broker(stamps: list[str], at_ns: int) -> list[Finding]:
-    """The finding for timestamps that the broker gave around `at_ns`."""
-    read = [nanoseconds(stamp) for stamp in stamps[:1] if stamp]
-    if not read or not read[0]:
-        return []
-    skew_s = (read[0] - at_ns) / 1e9
+def judge_broker(stamp: str, at_ns: int) -> Finding:
+    """The finding for the timestamp that the broker gave around `at_ns`."""
+    told_ns = nanoseconds(stamp)
+    if not told_ns:
+        return Finding("clock of the broker", "info", "it does not tell its time")
+    skew_s = (told_ns - at_ns) / 1e9
     status = "failed" if abs(skew_s) > MAX_SKEW_S else "ok"
-    return [Finding("clock of the broker", status, f"{skew_s:+.3f} s from the system's", FIX if status == "failed" else "")]
+    return Finding("clock of the broker", status, f"{skew_s:+.3f} s from the system's", FIX if status == "failed" else "")
 
 
 def _newest(root: Path, after: float) -> tuple[Path, float] | None:

@@ -7,8 +7,14 @@ from typing import Any
 
 import msgspec
 
+from actors.runtime.jsapi import STREAM_MISSING
+
 TIMEOUT_S = 3.0
 MAX_LINE = 8 << 20
+
+
+class RefusedError(ConnectionError):
+    """The server answered with an error."""
 
 
 @dataclass
@@ -28,11 +34,27 @@ class Line:
             line = await self.reader.readline()
             if line.startswith(b"MSG "):
                 body = await self.reader.readexactly(int(line.split()[-1]) + 2)
-                return _object(body), (begun_ns + time.time_ns()) // 2
+                answer = _object(body)
+                if "error" in answer:
+                    raise RefusedError(f"the server refused {subject}: {answer['error']}")
+                return answer, (begun_ns + time.time_ns()) // 2
             if line == b"PING\r\n":
                 self.writer.write(b"PONG\r\n")
             elif not line or line.startswith(b"-ERR"):
                 raise ConnectionError(f"the server refused {subject}: {line.decode('utf-8', 'replace').strip() or 'closed'}")
+
+    async def stream(self, name: str, subjects: str = "") -> tuple[dict[str, Any], int] | None:
+        """State and configuration of a stream, as `ask` answers; None if there is none of that name. Raises OSError.
+
+        `subjects` is a filter: how many messages each subject has is told too.
+        """
+        payload = {"subjects_filter": subjects} if subjects else None
+        try:
+            return await self.ask(f"$JS.API.STREAM.INFO.{name}", payload)
+        except RefusedError as error:
+            if f"'err_code': {STREAM_MISSING}" in str(error):
+                return None
+            raise
 
     def close(self) -> None:
         """End the connection."""

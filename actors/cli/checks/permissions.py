@@ -1,5 +1,6 @@
 """Who may write where: the folder of the runs, the weights, and files that hold secrets."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 from actors.cli.checks.disks import existing
 from actors.cli.checks.finding import Finding, Subject
 from actors.cli.checks.runs import runs_of
+from actors.runtime.workspace import BROKER_FOLDER
 
 SECRETS = (".netrc", ".config/wandb/settings", ".cache/huggingface/token")
 """Files of the home folder that hold keys."""
@@ -16,17 +18,26 @@ SECRET_NAMES = ("*.key", "*.nk", "*.creds", ".env", "*.pem")
 
 
 def writable(subject: Subject) -> list[Finding]:
-    """A run can make its folder: tried, for a read-only file system refuses root too."""
-    folder = existing(subject.root)
+    """Runs and the broker can write to their folders: tried, for a read-only file system refuses root too."""
+    root = existing(subject.root)
+    inside = [subject.root / BROKER_FOLDER, subject.root / BROKER_FOLDER / "jetstream", *(path for _, path in runs_of(subject))]
+    found = [finding for folder in (root, *inside) if folder.is_dir() and (finding := _writable(folder)) is not None]
+    return found or [Finding("runs folder", "ok", f"{root} can be written to")]
+
+
+def _writable(folder: Path) -> Finding | None:
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        fix = f"chown -R $USER {folder} && chmod u+rwx {folder}; a read-only mount: `mount -o remount,rw`, or --runs FOLDER"
-        return [Finding("runs folder", "failed", f"nothing can be written to {folder}: {error.strerror}", fix)]
-    if folder.stat().st_mode & stat.S_IWOTH and not folder.stat().st_mode & stat.S_ISVTX:
-        return [Finding("runs folder", "warning", f"everybody may write to {folder}", f"chmod o-w {folder}")]
-    return [Finding("runs folder", "ok", f"{folder} can be written to")]
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        fix = f"chown -R $USER {folder} && chmod u+rwx {folder}; if refused: `mount -o remount,rw` or `chattr -i {folder}`"
+        return Finding("runs folder", "failed", f"nothing can be written to {folder}: {error.strerror}", fix)
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        return Finding("runs folder", "warning", f"everybody may write to {folder}", f"chmod o-w {folder}")
+    return None
 
 
 def weights(subject: Subject) -> list[Finding]:

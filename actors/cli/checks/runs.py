@@ -4,7 +4,9 @@ from pathlib import Path
 
 import psutil
 
+from actors.cli.checks.disks import gib
 from actors.cli.checks.finding import Finding, Subject
+from actors.runtime.local_run import SHARED_MEMORY
 from actors.runtime.run_files import RUN_FILE, RunFile, read_run_file
 from actors.runtime.workspace import Workspace, is_live
 from asearch.errors import InputError
@@ -54,6 +56,20 @@ def orphans(subject: Subject) -> list[Finding]:
             again = f"start it again with `asearch up --run {content.run}`"
             found.append(Finding("left-over processes", "failed", detail, f"kill {pids} (kill -9 if they stay), then {again}"))
     return found or [Finding("left-over processes", "ok", "every process of a run has its supervisor")]
+
+
+def left_weights(subject: Subject) -> list[Finding]:
+    """No killed run has left its weights in shared memory."""
+    found: list[Finding] = []
+    for content, _ in runs_of(subject):
+        folder = Path(content.weights_dir)
+        if is_live(content) or SHARED_MEMORY not in folder.parents or not folder.is_dir():
+            continue
+        n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        detail = f"run {content.run}, which is not live, holds {gib(n_bytes)} of shared memory in {folder}"
+        fix = f"start it again with `asearch up --run {content.run}`, or rm -r {folder}"
+        found.append(Finding("left-over weights", "warning", detail, fix))
+    return found
 
 
 def left_over(run_dir: Path) -> list[psutil.Process]:
