@@ -17,6 +17,7 @@ COMMANDS = {
     "dead": "actors.cli.dead",
     "doctor": "actors.cli.doctor",
     "replay": "actors.cli.replay",
+    "regrade": "actors.cli.regrade",
     "sink": "actors.cli.sink",
     "world": "actors.cli.world",
     "warmstart": "actors.cli.warmstart",

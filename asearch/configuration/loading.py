@@ -38,12 +38,21 @@ def load_settings(recipe: str, overrides: Iterable[str] = (), values: Mapping[st
     """
     tree = _read_recipe(recipe)
     tree.setdefault("recipe", Path(recipe).parent.name if recipe.endswith(".toml") else recipe)
+    return _overridden(tree, overrides, values or {})
+
+
+def change_settings(settings: Settings, overrides: Iterable[str], values: Mapping[str, object] | None = None) -> Settings:
+    """The settings with `table.key=value` overrides and dotted `values`. Raises ConfigError as `load_settings` does."""
+    return _overridden(cast("Tree", msgspec.to_builtins(settings)), overrides, values or {})
+
+
+def _overridden(tree: Tree, overrides: Iterable[str], values: Mapping[str, object]) -> Settings:
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"setting {override!r} has no '=': write it as table.key=value, e.g. run.steps=20")
         _put(tree, path.strip(), _parse_value(text.strip()))
-    for path, value in (values or {}).items():
+    for path, value in values.items():
         _put(tree, path, value)
     return decode_settings(tree)
 

@@ -46,7 +46,8 @@ def sim(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
 def replayer(sim: Simulation) -> Replayer:
     agent = make_agent(sim.scenario.settings.agent, sim.tokenizer)
     keys = {each.key.task: each.key for each in sim.journal.facts["plan"].values() if isinstance(each, AnswerKeyStored)}
-    return Replayer(agent, sim.scenario.settings, sim.folder / "archive", keys, has_ended=True)
+    settings = sim.scenario.settings
+    return Replayer(folder=sim.folder / "archive", has_ended=True, agent=agent, settings=settings, keys=keys)
 
 
 @pytest.fixture(scope="module")

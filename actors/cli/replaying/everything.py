@@ -2,20 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
 
 import msgspec
 
 from actors.cli.replaying.lines import OutcomeLines, Replayer, lines_of, of_line
+from actors.cli.replaying.plan import Plan, read_plan
 from actors.cli.replaying.single import replayer_of
 from actors.runtime.archive import EpisodeNames
 from actors.runtime.run_source import RunSource
-from actors.runtime.workspace import is_live
 from asearch.errors import InputError
 from asearch.traces.verdicts import Difference, Verdict
 from schemas.archive import EPISODES
-from schemas.events import AnswerKeyStored, EpisodeRequested, RunEnded
-from schemas.records import AnswerKey
 
 MAX_DIFFERENCES = 100
 """Differences that are told; all are counted."""
@@ -58,35 +55,6 @@ class Tally(msgspec.Struct, kw_only=True):
         """Differences of an episode, or of what is none."""
         self.n_differences += len(differences)
         self.differences = [*self.differences, *differences][:MAX_DIFFERENCES]
-
-
-class Plan(msgspec.Struct):
-    """What PLAN tells of a run."""
-
-    requested: dict[str, None]
-    """Episodes, in order."""
-    keys: dict[str, AnswerKey]
-    has_ended: bool
-    """Whether the run is over and its actors are gone."""
-
-
-async def read_plan(source: RunSource) -> Plan:
-    """Fold PLAN; empty where the broker's store is gone."""
-    plan = Plan({}, {}, has_ended=False)
-    if source.bus is None:
-        return plan
-    async with aclosing(source.bus.read("plan", follow=False)) as reader:
-        async for stored in reader:
-            match stored.event:
-                case EpisodeRequested() as request:
-                    plan.requested[request.episode] = None
-                case AnswerKeyStored() as stored_key:
-                    plan.keys[stored_key.key.task] = stored_key.key
-                case RunEnded():
-                    plan.has_ended = not is_live(source.content)
-                case _:
-                    pass
-    return plan
 
 
 async def replay_all(source: RunSource, progress: Callable[[int], None]) -> Tally:

@@ -53,26 +53,14 @@ def of_line(episode: str, path: Path, number: int, field: str, recorded: str, re
     )
 
 
-@dataclass
-class Replayer:
-    """Judges episodes of one run. `has_ended`: its recorder has finished, so that nothing may be half written."""
+@dataclass(kw_only=True)
+class ArchiveReader:
+    """Reads episodes from the archive in `folder`. `has_ended`: its recorder is gone, so that nothing may be half written."""
 
-    agent: Agent
-    settings: Settings
     folder: Path
-    keys: dict[str, AnswerKey] = field(default_factory=dict[str, AnswerKey])
     has_ended: bool = False
     bad_blobs: set[str] = field(default_factory=set[str])
     """Names of payload files that were found changed."""
-
-    def judge(self, record: EpisodeRecord) -> Verdict:
-        """Replay one episode."""
-        return replay(record, self.agent, self.settings.agent, self.keys.get(task_of(record)), self.settings.rewards.config())
-
-    def line(self, number: int, line: bytes) -> Verdict:
-        """Judge the episode of a line of `episodes.jsonl`."""
-        read = self.read(number, line)
-        return read if isinstance(read, Verdict) else self.judge(read)
 
     def read(self, number: int, line: bytes) -> EpisodeRecord | Verdict:
         """The record of a line; for one that cannot be read a verdict on what can be told of it. `number` 0: not known."""
@@ -115,6 +103,24 @@ class Replayer:
                 yield Difference(
                     episode="", fact=None, type="blob", id=path.name, field="bytes", recorded=path.name, replayed=actual
                 )
+
+
+@dataclass(kw_only=True)
+class Replayer(ArchiveReader):
+    """Judges episodes of one run; those whose answer key is known with their rewards."""
+
+    agent: Agent
+    settings: Settings
+    keys: dict[str, AnswerKey] = field(default_factory=dict[str, AnswerKey])
+
+    def judge(self, record: EpisodeRecord) -> Verdict:
+        """Replay one episode."""
+        return replay(record, self.agent, self.settings.agent, self.keys.get(task_of(record)), self.settings.rewards.config())
+
+    def line(self, number: int, line: bytes) -> Verdict:
+        """Judge the episode of a line of `episodes.jsonl`."""
+        read = self.read(number, line)
+        return read if isinstance(read, Verdict) else self.judge(read)
 
 
 def task_of(record: EpisodeRecord) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from actors.cli.replaying.lines import Replayer, task_of
+from actors.cli.replaying.lines import ArchiveReader, Replayer, task_of
 from actors.runtime.run_source import RunSource
 from asearch.errors import AsearchError, InputError
 from asearch.traces.record import EpisodeRecord
@@ -17,7 +17,8 @@ def replayer_of(source: RunSource, keys: dict[str, AnswerKey] | None = None, *, 
     loaded = source.agent()
     if loaded is None:
         raise InputError(f"episodes of run '{source.run}' cannot be replayed without its tokenizer: {source.missing_model}")
-    return Replayer(loaded[0], source.content.settings, source.run_dir / "archive", keys or {}, has_ended)
+    folder, settings = source.run_dir / "archive", source.content.settings
+    return Replayer(folder=folder, has_ended=has_ended, agent=loaded[0], settings=settings, keys=keys or {})
 
 
 async def replay_one(source: RunSource, episode: str) -> Verdict:
@@ -32,11 +33,11 @@ async def replay_one(source: RunSource, episode: str) -> Verdict:
     return replayer.judge(found)
 
 
-async def read_one(source: RunSource, replayer: Replayer, episode: str) -> EpisodeRecord | Verdict:
+async def read_one(source: RunSource, reader: ArchiveReader, episode: str) -> EpisodeRecord | Verdict:
     """The record of an episode, from the archive if it is there; a verdict for an archived line that cannot be read."""
     await asyncio.to_thread(source.archive.refresh)
     if episode in source.archive:
-        return replayer.read(0, await asyncio.to_thread(source.archive.line, episode))
+        return reader.read(0, await asyncio.to_thread(source.archive.line, episode))
     return await source.record(episode)
 
 
