@@ -6,11 +6,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from actors.cli.replay import json_option, progress_on_terminal, runs_option, with_run
+from actors.cli.replay import clear_progress, json_option, progress_on_terminal, runs_option, with_run
+from actors.cli.replaying.continuing import changed
 from actors.cli.replaying.regrading import regrade_run
 from actors.runtime.run_source import RunSource
-from asearch.configuration.loading import change_settings
 from asearch.traces.regrading import Summary
+
+OF_USE = ("rewards.", "trainer.advantage")
+"""Settings that change what a reward says of an episode, and what follows from it."""
 
 
 class Told(msgspec.Struct, kw_only=True):
@@ -38,7 +41,7 @@ def regrade(run: str, grader: str | None, overrides: tuple[str, ...], out: Path 
     """
 
     async def work(source: RunSource) -> tuple[Told, Summary]:
-        settings = change_settings(source.content.settings, overrides, {"rewards.name": grader} if grader else {})
+        settings = changed(source.content.settings, overrides, grader, OF_USE)
         old = source.content.settings.rewards.name
         told = Told(
             run=source.run,
@@ -50,8 +53,7 @@ def regrade(run: str, grader: str | None, overrides: tuple[str, ...], out: Path 
         return told, await regrade_run(source, settings, out, progress_on_terminal())
 
     told, summary = with_run(root, run, work)
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
+    clear_progress()
     if as_json:
         click.echo(msgspec.json.encode({**msgspec.structs.asdict(told), **msgspec.structs.asdict(summary)}).decode())
     else:

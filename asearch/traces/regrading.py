@@ -101,9 +101,10 @@ class _Group:
 class Regrading:
     """Takes the episodes of a run in any order; a group is given back, with advantages, once all its members were seen."""
 
-    def __init__(self, estimator: Estimator) -> None:
+    def __init__(self, old: Estimator, new: Estimator) -> None:
+        """The estimators of the old and of the new advantages."""
         self.summary = Summary()
-        self._estimator = estimator
+        self._estimators = old, new
         self._open: dict[str, _Group] = {}
         self._old, self._new = array("d"), array("d")
 
@@ -142,7 +143,8 @@ class Regrading:
         self._new.extend(new)
         self.summary.changed += sum(a != b for a, b in zip(old, new, strict=True))
         if rows and rows[0].purpose == "train":
-            (before,), (after,) = self._estimator([old]), self._estimator([new])
+            estimate_old, estimate_new = self._estimators
+            (before,), (after,) = estimate_old([old]), estimate_new([new])
             for row, a, b in zip(rows, before, after, strict=True):
                 row.old_advantage, row.new_advantage = a, b
             self._count(rows)

@@ -1,7 +1,7 @@
 """A table of regraded episodes as a file: JSON lines, or Parquet where the name ends so."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 4096
 
 
 @contextlib.contextmanager
-def table_file(path: Path | None) -> Iterator[Write]:
+def table_file(path: Path | None) -> Generator[Write]:
     """Writes rows to a file, which is in place once this is left without an error. No path: rows are forgotten.
 
     Raises ConfigError for Parquet without pyarrow, StorageError where the file cannot be written.
@@ -35,13 +35,13 @@ def table_file(path: Path | None) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def _json_lines(path: Path) -> Iterator[Write]:
+def _json_lines(path: Path) -> Generator[Write]:
     with path.open("wb") as file:
         yield lambda rows: file.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Write]:
+def _parquet(path: Path) -> Generator[Write]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
