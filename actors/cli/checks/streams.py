@@ -30,7 +30,9 @@ async def streams(subject: Subject) -> list[Finding]:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 held = {
-                    (run, row.name): await line.stream(broker_stream(run, row.name)) for run in runs for row in TOPOLOGY.streams
+                    (run, row.name): await line.stream(broker_stream(run, row.name), ">" if row.name == "dead" else "")
+                    for run in runs
+                    for row in TOPOLOGY.streams
                 }
         finally:
             line.close()
