@@ -93,11 +93,16 @@ class RunSource:
 
         Raises InputError, with the nearest names, for one that the run has not, EpisodeLineError where it cannot be read.
         """
+        found = await self.find(episode)
+        if found is None:
+            raise InputError(await self._unknown(episode))
+        return found
+
+    async def find(self, episode: str) -> EpisodeRecord | None:
+        """As `record`, but None for an episode that the run has not."""
         found = await self._archived(episode)
         if found is None and self.bus is not None:
             found = await self._stored(episode) or await self._archived(episode)
-        if found is None:
-            raise InputError(await self._unknown(episode))
         return found
 
     async def _archived(self, episode: str) -> EpisodeRecord | None:

@@ -136,6 +136,21 @@ def test_a_changed_fact_of_one_episode(runs: Path, tmp_path: Path) -> None:
     assert (others["different"], others["identical"]) == (1, len(lines) - 1)
 
 
+def test_a_changed_name_of_a_line_is_no_other_episode(runs: Path, tmp_path: Path) -> None:
+    root = copied(runs, tmp_path)
+    path = root / RUN / "archive" / "episodes.jsonl"
+    whole, name = path.read_bytes(), episodes(runs)[0].episode
+    path.write_bytes(whole.replace(b'{"episode":"' + name.encode(), b'{"episode":"z' + name.encode()[1:], 1))
+    tally = told(invoke("replay", "--all", RUN, "--runs", root, "--json"))
+    assert (tally["episodes"], tally["different"]) == (len(episodes(runs)), 1)
+    assert {each["episode"] for each in tally["differences"]} == {name}
+    path.write_bytes(whole[: whole.index(b"\n") + 1] + whole)
+    assert "an earlier line has it" in invoke("replay", "--all", RUN, "--runs", root).stdout
+    path.write_bytes(whole[whole.index(b"\n") + 1 :])
+    gone = told(invoke("replay", "--all", RUN, "--runs", root, "--json"))
+    assert [(each["episode"], each["type"]) for each in gone["differences"]] == [(name, "episode")]
+
+
 def test_without_the_brokers_store_nothing_can_be_graded(runs: Path, tmp_path: Path) -> None:
     root = copied(runs, tmp_path)
     assert told(invoke("replay", "--all", RUN, "--runs", root, "--json"))["graded_again"] == 0

@@ -10,7 +10,6 @@ from actors.cli.replaying.plan import Plan, read_plan
 from actors.cli.replaying.single import replayer_of
 from actors.runtime.archive import EpisodeNames
 from actors.runtime.run_source import RunSource
-from asearch.errors import InputError
 from asearch.traces.verdicts import Difference, Verdict
 from schemas.archive import EPISODES
 
@@ -103,12 +102,8 @@ async def _elsewhere(
         if episode in names:
             continue
         names.add(episode)
-        try:
-            record = await source.record(episode)
-        except InputError:
-            yield _missing(episode)
-            continue
-        if plan.has_ended and not record.facts and record.outcome is None:
+        record = await source.find(episode)
+        if record is None or (plan.has_ended and not record.facts and record.outcome is None):
             yield _missing(episode)
         else:
             yield replayer.judge(record)

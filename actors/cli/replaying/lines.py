@@ -78,7 +78,12 @@ class ArchiveReader:
             return _lost(name, [*damaged_facts(name, damage), unread])
         payloads = self.payloads([ref.hash for ref in payloads_of(list(entry.facts))])
         sequences = entry.sequences or [0] * len(entry.facts)
-        return record_of(entry.episode, list(entry.facts), sequences, entry.outcome, payloads, damage)
+        name = entry.outcome.episode
+        if name != entry.episode:
+            # The name at the head is under no checksum; the outcome is.
+            name = entry.episode if any(each.startswith("the outcome") for each in damage) else name
+            damage = damage or [f"the episode's name, which is {entry.episode!r} at the head of its line"]
+        return record_of(name, list(entry.facts), sequences, entry.outcome, payloads, damage)
 
     def payloads(self, hashes: list[str]) -> dict[str, bytes]:
         """The archived payloads of these names, as they are now."""

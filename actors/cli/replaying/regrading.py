@@ -73,4 +73,5 @@ async def _records(source: RunSource, plan: Plan) -> AsyncGenerator[EpisodeRecor
         missing.pop(found.episode, None)
         yield found
     for episode in missing:
-        yield await source.record(episode)
+        if (record := await source.find(episode)) is not None:
+            yield record
