@@ -25,6 +25,7 @@ from actors.cli.checks import broker as broker_checks
 from actors.cli.checks import clocks
 from actors.cli.checks.finding import Finding, Subject
 from actors.cli.checks.imports import told
+from actors.cli.checks.nats_line import open_line
 from actors.cli.doctor import doctor
 from actors.runtime.broker import Broker, configuration, free_port, start_broker
 from actors.runtime.jetstream import connect
@@ -35,6 +36,7 @@ from asearch.configuration.settings import Settings
 from asearch.models.initialise import initialise, small_config
 from asearch.models.tokenizer_builder import build_tokenizer
 from schemas.events import EventRefused
+from schemas.topology import broker_stream
 from tests.crash.small_disk import small_disk
 from tests.runtime.facts import ended
 
@@ -506,6 +508,22 @@ async def test_full_streams_and_dead_letters(made: Made) -> None:
     assert re.search(r"PLAN of run one is at [89]\d% of its 4,000 bytes", found.detail) and "asearch train" in found.fix
     letters = failed(report, "dead letters", status="warning")
     assert "1 refused" in letters.detail and letters.fix == f"asearch dead list one --runs {made.root}"
+
+
+async def test_two_questions_at_once_get_their_own_answers(made: Made) -> None:
+    async with running_broker(made) as broker:
+        bus = await connect(broker.url, "one", "test", SystemPlatform())
+        await bus.ensure_topology()
+        await bus.close()
+
+        async def asked(stream: str) -> list[str]:
+            line = await open_line("127.0.0.1", broker.port)
+            answers = [await line.stream(broker_stream("one", stream)) for _ in range(50)]
+            line.close()
+            return [answer[0]["config"]["name"] for answer in answers if answer is not None]
+
+        for stream, names in zip(("plan", "dead"), await asyncio.gather(asked("plan"), asked("dead")), strict=True):
+            assert names == [broker_stream("one", stream)] * 50
 
 
 def test_what_is_shown_to_people(made: Made) -> None:

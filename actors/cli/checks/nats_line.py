@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,14 @@ class Line:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     info: dict[str, Any]
+    inbox: bytes
+    """Where answers come to: of this connection alone, for all connections hear what is sent to a subject."""
 
     async def ask(self, subject: str, payload: object = None) -> tuple[dict[str, Any], int]:
         """The JSON answer and the middle of the time it took, in nanoseconds since the epoch. Raises OSError."""
         data = b"" if payload is None else msgspec.json.encode(payload)
         begun_ns = time.time_ns()
-        self.writer.write(b"PUB %s _INBOX.doctor %d\r\n%s\r\n" % (subject.encode(), len(data), data))
+        self.writer.write(b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), self.inbox, len(data), data))
         while True:
             line = await self.reader.readline()
             if line.startswith(b"MSG "):
@@ -63,17 +66,18 @@ class Line:
 
 async def open_line(host: str, port: int) -> Line:
     """Connect. Raises OSError or TimeoutError if no NATS server answers there."""
+    inbox = f"_INBOX.{uuid.uuid4().hex}".encode()
     async with asyncio.timeout(TIMEOUT_S):
         reader, writer = await asyncio.open_connection(host, port, limit=MAX_LINE)
         try:
             first = await reader.readline()
             if not first.startswith(b"INFO "):
                 raise ConnectionError("what listens there is no NATS server")
-            writer.write(b'CONNECT {"verbose":false,"pedantic":false,"name":"doctor"}\r\nSUB _INBOX.doctor 1\r\n')
+            writer.write(b'CONNECT {"verbose":false,"pedantic":false,"name":"doctor"}\r\nSUB %s 1\r\n' % inbox)
         except BaseException:
             writer.close()
             raise
-        return Line(reader, writer, _object(first[5:]))
+        return Line(reader, writer, _object(first[5:]), inbox)
 
 
 def _object(data: bytes) -> dict[str, Any]:
