@@ -179,14 +179,17 @@ class Bus(Protocol):
         *,
         events: Sequence[type[Event]] = (),
         key: Sequence[str] = (),
+        subjects: Sequence[str] = (),
         start_sequence: int = 1,
         follow: bool = True,
     ) -> AsyncGenerator[Stored, None]:
         """The messages of a stream in order, without gaps or repeats, across reconnects and broker restarts.
 
-        `events` empty means every type; `key` empty means every key. Without `follow` it ends after the last message that
-        was stored when reading began. Purged messages are skipped. Raises StreamRewoundError if the broker has lost
-        messages that were already handed out: fold again from the start. Close it (`aclosing`) if you stop early.
+        `events` empty means every type; `key` empty means every key. `subjects` are filters of whole subjects with `*` and a
+        final `>`, no two of which match the same subject; they stand instead of `events` and `key`. Without `follow` it ends
+        after the last message that was stored when reading began. Purged messages are skipped. Raises StreamRewoundError if
+        the broker has lost messages that were already handed out: fold again from the start. Close it (`aclosing`) if you
+        stop early.
         """
         ...
 
@@ -204,6 +207,10 @@ class Bus(Protocol):
 
     async def read_key(self, stream: str, *key: str, after: int = 0) -> list[Stored]:
         """All messages of a stream under one key (none: of the whole stream) with a sequence above `after`, in order."""
+        ...
+
+    async def sequence_at(self, stream: str, at_ns: int) -> int:
+        """The sequence of the first message that was stored at that time or later; the next one's if there is none yet."""
         ...
 
     async def last_sequence(self, stream: str) -> int:

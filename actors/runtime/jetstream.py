@@ -136,6 +136,7 @@ class JetStreamBus(Bus):
         *,
         events: Sequence[type[Event]] = (),
         key: Sequence[str] = (),
+        subjects: Sequence[str] = (),
         start_sequence: int = 1,
         follow: bool = True,
     ) -> AsyncGenerator[Stored, None]:
@@ -144,7 +145,7 @@ class JetStreamBus(Bus):
             self._api,
             self._watchdog,
             stream,
-            filters=read_filters(self.run, stream, events, key),
+            filters=list(subjects) or read_filters(self.run, stream, events, key),
             start_sequence=start_sequence,
             batch=BLOB_BATCH if stream == "blobs" else BATCH,
             on_malformed=self._on_malformed,
@@ -180,6 +181,9 @@ class JetStreamBus(Bus):
         if stored.malformed is not None:
             self._on_malformed()
         return stored
+
+    async def sequence_at(self, stream: str, at_ns: int) -> int:
+        return await self._api.sequence_at(stream, at_ns)
 
     async def last_sequence(self, stream: str) -> int:
         return (await self._api.stream_info(stream)).last_sequence

@@ -86,6 +86,12 @@ def nanoseconds(rfc3339: str) -> int:
         return 0
 
 
+def rfc3339(at_ns: int) -> str:
+    """A time in nanoseconds since the epoch as the broker reads it."""
+    whole = datetime.fromtimestamp(at_ns // NANO, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{whole}.{at_ns % NANO:09d}Z"
+
+
 class DirectMessage(msgspec.Struct, frozen=True, gc=False):
     """A stored message read without a consumer."""
 
@@ -239,6 +245,23 @@ class JetStreamApi:
         target = self.stream(stream)
         payload = {"stream_name": target, "config": config, "action": ""}
         return (await self.call(f"CONSUMER.CREATE.{target}.{name}", payload)).num_pending
+
+    async def sequence_at(self, stream: str, at_ns: int) -> int:
+        """Where a consumer begins that is to deliver what was stored at that time or later."""
+        name, target = f"seek-{self._wire.platform.new_id()[:16]}", self.stream(stream)
+        config: dict[str, object] = {
+            "name": name,
+            "ack_policy": "none",
+            "deliver_policy": "by_start_time",
+            "opt_start_time": rfc3339(max(0, at_ns)),
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": 60 * NANO,
+        }
+        payload = {"stream_name": target, "config": config, "action": ""}
+        answer = await self.call(f"CONSUMER.CREATE.{target}.{name}", payload)
+        await self.delete_consumer(stream, name)
+        return (answer.delivered or _Sequences()).stream_seq + 1
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """Delete a consumer; one that is gone is fine."""

@@ -151,10 +151,11 @@ class MemoryBus(Bus):
         *,
         events: Sequence[type[Event]] = (),
         key: Sequence[str] = (),
+        subjects: Sequence[str] = (),
         start_sequence: int = 1,
         follow: bool = True,
     ) -> AsyncGenerator[Stored, None]:
-        filters = read_filters(self.run, stream, events, key)
+        filters = list(subjects) or read_filters(self.run, stream, events, key)
         last = await self.last_sequence(stream)
         held = self.broker.stream(self.run, stream)
         end = None if follow else last
@@ -214,6 +215,13 @@ class MemoryBus(Bus):
 
         found = await self._wire.ask(stream, later)
         return [self.decoded(stream, record) for record in found]
+
+    async def sequence_at(self, stream: str, at_ns: int) -> int:
+        def first() -> int:
+            held = self.broker.stream(self.run, stream)
+            return next((record.sequence for record in held.records.values() if record.at_ns >= at_ns), held.last_sequence + 1)
+
+        return await self._wire.ask(stream, first)
 
     async def last_sequence(self, stream: str) -> int:
         return (await self.stream_info(stream)).last_sequence

@@ -160,6 +160,38 @@ async def test_reading_follows_and_filters(harness: Harness) -> None:
         await collect(bus.read("outcomes", events=(events.RunEnded,)), 1)
 
 
+async def test_reading_by_subject_filters(harness: Harness) -> None:
+    bus = await harness.bus()
+    await bus.ensure_topology()
+    for n in range(3):
+        await bus.append(call(f"e{n}", n), f"e{n}")
+    await bus.append(events.DeadlineNeared(id="near", episode="e1"), "e1")
+
+    async def found(*subjects: str) -> list[int]:
+        return [each.sequence async for each in bus.read("trace", subjects=subjects, follow=False)]
+
+    head = f"asearch.{bus.run}.trace"
+    assert await found(f"{head}.tool.requested.>") == [1, 2, 3]
+    assert await found(f"{head}.*.*.e1") == [2, 4]
+    assert await found(f"{head}.tool.requested.e0", f"{head}.deadline.*.e1") == [1, 4]
+    assert await found(f"{head}.tool.*.e9") == []
+
+
+async def test_a_time_is_found_in_a_stream(harness: Harness) -> None:
+    bus = await harness.bus()
+    await bus.ensure_topology()
+    assert await bus.sequence_at("trace", 0) == 1
+    for n in range(4):
+        await bus.append(call("e1", n), "e1")
+        await asyncio.sleep(0.005)
+    at = [each.at_ns for each in await bus.read_key("trace")]
+    assert [await bus.sequence_at("trace", each) for each in at] == [1, 2, 3, 4]
+    assert [await bus.sequence_at("trace", each + 1) for each in at] == [2, 3, 4, 5]
+    assert await bus.sequence_at("trace", 0) == 1
+    await bus.purge("trace", up_to_sequence=2)
+    assert await bus.sequence_at("trace", at[0]) == 3
+
+
 async def test_a_long_read_is_complete_while_others_write(harness: Harness) -> None:
     bus, writer = await harness.bus(), await harness.bus()
     await bus.ensure_topology()
