@@ -11,6 +11,14 @@ COMMANDS = {
     "up": "actors.cli.up",
     "down": "actors.cli.down",
     "status": "actors.cli.status",
+    "runs": "actors.cli.runs",
+    "watch": "actors.cli.watch",
+    "episodes": "actors.cli.episodes",
+    "show": "actors.cli.show",
+    "events": "actors.cli.events",
+    "export": "actors.cli.export",
+    "logs": "actors.cli.logs",
+    "completion": "actors.cli.completion",
     "train": "actors.cli.train",
     "view": "actors.cli.view",
     "audit": "actors.cli.audit",
@@ -28,6 +36,44 @@ COMMANDS = {
     "actor": "actors.cli.actor",
 }
 
+SECTIONS = {
+    "Train": {
+        "up": "train here and show it live; attach to a run that is live",
+        "train": "train a recipe to its end and report",
+        "warmstart": "write the model that a run would begin with",
+        "world": "write a generated wiki with its questions",
+    },
+    "Look": {
+        "runs": "every run: state, steps, accuracy, size",
+        "status": "every actor of the live runs; exit status for scripts",
+        "watch": "episodes by stage, live",
+        "view": "the page of a run in the browser",
+        "episodes": "the episodes of a run, filtered and sorted",
+        "show": "one episode, turn by turn",
+        "events": "any stream of a run, from any sequence or time",
+        "logs": "what the logs say of an episode",
+        "export": "one episode as one HTML file",
+        "behaviour": "what the policy does, by rules on its traces",
+    },
+    "Use": {
+        "archive": "write a run's tables to Parquet",
+        "dataset": "episodes for SFT, rejection sampling and preferences",
+        "replay": "drive recorded episodes again and compare",
+        "regrade": "grade a run again with another reward",
+        "sink": "send what a run says to TensorBoard or Weights & Biases",
+    },
+    "Operate": {
+        "down": "stop live runs; leave no process",
+        "doctor": "what is wrong with this machine, each with its fix",
+        "audit": "recompute the accounting of a run",
+        "dead": "refused messages, and their way back",
+        "bench": "measure the whole system",
+        "completion": "complete commands, runs and episodes in your shell",
+        "actor": "one actor process, as supervisors start it",
+    },
+}
+"""How `asearch --help` orders them, with their purpose; what is in none of these stands at its end."""
+
 
 class LazyGroup(click.Group):
     """Imports a subcommand's module when it is called, so that `asearch --help` stays quick."""
@@ -35,6 +81,20 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the table."""
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Every command with its purpose, by what one wants to do; only those without a section are imported."""
+        width = max(map(len, COMMANDS))
+        for title, purposes in {**SECTIONS, "More": self._others(ctx)}.items():
+            rows = [(name.ljust(width), purpose) for name, purpose in purposes.items() if name in COMMANDS]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def _others(self, ctx: click.Context) -> dict[str, str]:
+        known = {name for purposes in SECTIONS.values() for name in purposes}
+        found = {name: self.get_command(ctx, name) for name in COMMANDS if name not in known}
+        return {name: command.get_short_help_str(60) for name, command in found.items() if command is not None}
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, None if there is none."""

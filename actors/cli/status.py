@@ -15,7 +15,7 @@ from actors.runtime.following import View, follow
 from actors.runtime.jetstream import connect
 from actors.runtime.local_run import actors_of
 from actors.runtime.platform import SystemPlatform
-from actors.runtime.run_files import RunFile, read_run_file
+from actors.runtime.run_files import RunFile, read_run_file, read_url
 from actors.runtime.workspace import Workspace, is_live
 
 LISTEN_S = 2.2
@@ -24,39 +24,51 @@ PREPARING = "preparing"
 """The phase before the actors start: world, warm start, corpus server."""
 
 
-@click.command("status")
-@click.option("--run", "run", help="The run; the live one, else the newest.")
+@click.command("status", epilog="Example: asearch status --run toy-3 --json.")
+@click.option("--run", "run", help="One run; every live one unless given.")
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON line.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line a run.")
 def status(run: str | None, root: Path, as_json: bool) -> None:
-    """Show every actor with its state.
+    """Show every actor of every live run with its state.
 
     Exit status: 0 all actors ready, 1 some actor is not or the broker cannot store, 3 no run is live, 2 no such run.
     """
-    content = _choose(Workspace(root), run)
-    if content is None or not is_live(content):
-        ended = f"run '{content.run}' is not live" if content else f"there is no run in {root}"
-        click.echo(msgspec.json.encode({"live": False, "run": content.run if content else None}).decode() if as_json else ended)
+    workspace = Workspace(root)
+    live = workspace.live_runs()
+    if run is not None:
+        named = read_run_file(workspace.run_dir(run))
+        live = [named] if is_live(named) else []
+    if not live:
+        newest = run if run is not None else next((content.run for content in reversed(workspace.runs())), None)
+        ended = f"run '{newest}' is not live" if newest is not None else f"there is no run in {root}"
+        click.echo(msgspec.json.encode({"live": False, "run": newest}).decode() if as_json else ended)
         sys.exit(3)
+    sys.exit(max([_status_of(workspace, content, as_json=as_json) for content in live]))
+
+
+def _status_of(workspace: Workspace, content: RunFile, *, as_json: bool) -> int:
+    """Show one live run; its exit status."""
     if not content.corpus_url:
         _show_preparation(content, as_json=as_json)
-        sys.exit(1)
-    trouble = store_trouble(Workspace(root).broker_folder)
+        return 1
+    trouble = store_trouble(workspace.broker_folder)
+    run_dir = workspace.run_dir(content.run)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        view = runner.run(_listen(content, Workspace(root).run_dir(content.run)))
+        view = runner.run(_listen(content, run_dir))
     states = _states(content, view)
     if as_json:
-        click.echo(_json(content, phase_of(view.report), states, trouble))
+        click.echo(_json(content, phase_of(view.report), states, trouble, read_url(run_dir)))
     else:
-        _show(content, view, states)
+        _show(content, view, states, read_url(run_dir))
         if trouble is not None:
             click.echo(trouble)
-    sys.exit(0 if trouble is None and all(state == "ready" for state, _ in states.values()) else 1)
+    return 0 if trouble is None and all(state == "ready" for state, _ in states.values()) else 1
 
 
-def _json(content: RunFile, phase: str, states: dict[str, tuple[str, str]], trouble: str | None = None) -> str:
+def _json(content: RunFile, phase: str, states: dict[str, tuple[str, str]], trouble: str | None = None, page: str = "") -> str:
     actors = {name: {"state": state, "waiting_for": waits} for name, (state, waits) in states.items()}
-    return msgspec.json.encode({"live": True, "run": content.run, "phase": phase, "actors": actors, "broker": trouble}).decode()
+    told = {"live": True, "run": content.run, "phase": phase, "actors": actors, "broker": trouble, "page": page}
+    return msgspec.json.encode(told).decode()
 
 
 def _show_preparation(content: RunFile, *, as_json: bool) -> None:
@@ -67,13 +79,6 @@ def _show_preparation(content: RunFile, *, as_json: bool) -> None:
     click.echo(f"run '{content.run}': {PREPARING} (world, warm start); its actors start then")
     for name, (state, _) in states.items():
         click.echo(f"{name}: {state}")
-
-
-def _choose(workspace: Workspace, run: str | None) -> RunFile | None:
-    if run is not None:
-        return read_run_file(workspace.run_dir(run))
-    runs = workspace.live_runs() or workspace.runs()
-    return runs[-1] if runs else None
 
 
 async def _listen(content: RunFile, run_dir: Path) -> View:
@@ -97,7 +102,7 @@ def _names(content: RunFile) -> list[str]:
     return [name for _, name in actors_of(content.settings)]
 
 
-def _show(content: RunFile, view: View, states: dict[str, tuple[str, str]]) -> None:
+def _show(content: RunFile, view: View, states: dict[str, tuple[str, str]], page: str) -> None:
     from rich.console import Console
 
     platform = SystemPlatform()
@@ -110,6 +115,7 @@ def _show(content: RunFile, view: View, states: dict[str, tuple[str, str]]) -> N
         report=view.report,
         vitals=view.vitals,
         queues=view.queues,
+        page=page,
     )
     console.print(Drawing(frame, console.width, console.options.ascii_only).whole())
     for name, (state, waiting_for) in states.items():

@@ -12,6 +12,7 @@ from actors.runtime.bus import Bus, ConsumerInfo, Incoming, Stored, StreamInfo
 from asearch.errors import BusError, StreamRewoundError
 from asearch.evaluation.report import STREAMS, RunReport
 from asearch.traces.rows import RowTable
+from asearch.traces.stages import StageTable
 from schemas.archive import OUTCOMES
 from schemas.commands import Heartbeat
 from schemas.events import Event, EventRefused, EventRequeued
@@ -97,13 +98,26 @@ class View:
     """Where the archive lies that holds the outcomes which are purged."""
     rows: RowTable | None = None
     """A row an episode, where somebody wants them."""
+    stages: StageTable | None = None
+    """Where every episode stands, where somebody wants that: TRACE is read for it."""
     on_folded: Callable[[Stored], None] | None = None
     """Hears every message after it was folded, those from the archive not."""
 
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """The streams that are folded; TRACE last, so that requests and outcomes are mostly known before an episode's facts."""
+        return STREAMS if self.stages is None else (*STREAMS, "trace")
+
+    def folded(self, stream: str) -> int:
+        """The last sequence of a stream that was folded."""
+        if stream in STREAMS:
+            return self.report.folded[stream]
+        return 0 if self.stages is None else self.stages.rows.folded[stream]
+
     async def catch_up(self, bus: Bus) -> None:
         """Fold what the streams hold now, whether or not the followers have come that far."""
-        for stream in STREAMS:
-            begin = self.report.folded[stream] + 1
+        for stream in self.followed:
+            begin = self.folded(stream) + 1
             async with contextlib.aclosing(bus.read(stream, start_sequence=begin, follow=False)) as reader:
                 async for stored in reader:
                     self.fold(stored)
@@ -119,6 +133,10 @@ class View:
             self.on_folded(stored)
 
     def _take(self, stream: str, sequence: int, event: Event | None) -> None:
+        if self.stages is not None:
+            self.stages.fold(stream, sequence, event)
+        if stream not in STREAMS:
+            return
         self.report.fold(stream, sequence, event)
         if self.rows is not None:
             self.rows.fold(stream, sequence, event)
@@ -128,6 +146,8 @@ class View:
         self.report = RunReport()
         if self.rows is not None:
             self.rows = RowTable()
+        if self.stages is not None:
+            self.stages = StageTable()
 
     def fill(self, before: int) -> None:
         """Fold the outcomes before a sequence that the report lacks: they were archived before they were purged."""
@@ -139,12 +159,15 @@ class View:
 
 
 @contextlib.asynccontextmanager
-async def follow(bus: Bus, run_dir: Path | None = None, *, with_rows: bool = False) -> AsyncGenerator[View]:
+async def follow(
+    bus: Bus, run_dir: Path | None = None, *, with_rows: bool = False, with_stages: bool = False
+) -> AsyncGenerator[View]:
     """A view of the run that is kept up to date until the block is left; what is there already is folded first.
 
     `run_dir` holds the archive: without it, outcomes that are purged are missing.
     """
-    view = View(run_dir=run_dir, rows=RowTable() if with_rows else None)
+    rows, stages = RowTable() if with_rows else None, StageTable() if with_stages else None
+    view = View(run_dir=run_dir, rows=rows, stages=stages)
 
     async def on_heartbeat(incoming: Incoming) -> None:
         if isinstance(incoming.message, Heartbeat):
@@ -168,14 +191,14 @@ async def _follow_streams(bus: Bus, view: View) -> None:
     while True:
         try:
             async with asyncio.TaskGroup() as tasks:
-                for stream in STREAMS:
+                for stream in view.followed:
                     tasks.create_task(_follow_stream(bus, view, stream), name=f"follow {stream}")
         except* StreamRewoundError:
             view.begin_anew()
 
 
 async def _follow_stream(bus: Bus, view: View, stream: str) -> None:
-    begin = view.report.folded[stream] + 1
+    begin = view.folded(stream) + 1
     async with contextlib.aclosing(bus.read(stream, start_sequence=begin)) as reader:
         async for stored in reader:
             view.fold(stored)

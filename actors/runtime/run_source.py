@@ -44,6 +44,8 @@ class RunSource:
         self.run_dir = run_dir
         self.bus = bus
         self.archive = ArchiveIndex(run_dir / "archive")
+        self.url = ""
+        """Where the broker is."""
         self.missing_model = ""
         """Why texts of prompts cannot be told, where the run's model folder is of no use."""
         self._loaded: tuple[Agent, Tokenizer] | None = None
@@ -207,7 +209,9 @@ async def open_run(workspace: Workspace, run: str | None, platform: Platform, ac
     try:
         bus = await connect(url, content.run, actor, platform, only_looks=True)
         try:
-            yield RunSource(content, run_dir, bus if await _has_streams(bus) else None)
+            source = RunSource(content, run_dir, bus if await _has_streams(bus) else None)
+            source.url = url
+            yield source
         finally:
             await bus.close()
     finally:

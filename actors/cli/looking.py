@@ -1,0 +1,153 @@
+"""What the commands that look at runs share: their options, how a run is opened, how output ends."""
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+import uvloop
+from click.shell_completion import CompletionItem
+
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.run_source import RunSource, open_run
+from actors.runtime.workspace import Workspace
+
+T = TypeVar("T")
+
+ACTOR = "operator"
+"""As whom these commands connect: they read, and write nothing."""
+MAX_COMPLETIONS = 200
+EXIT_CODES = "Exit status: 0 shown, 2 there is no such run, episode or option, 1 the broker failed."
+
+runs_option = click.option(
+    "--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
+
+
+def run_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """RUN, or --run as other commands have it: the live run, else the newest, unless given."""
+
+    @functools.wraps(function)
+    def called(run: str | None, named_run: str | None, **options: Any) -> Any:
+        if None not in (run, named_run):
+            raise click.UsageError("name the run once: as RUN or with --run")
+        return function(run=run if run is not None else named_run, **options)
+
+    text = "The same as RUN."
+    with_option = click.option("--run", "named_run", shell_complete=complete_run, help=text)(called)
+    return click.argument("run", required=False, shell_complete=complete_run)(with_option)
+
+
+def run_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--run, where the argument is something else."""
+    text = "The run; the live one, else the newest, unless given."
+    return click.option("--run", "run", shell_complete=complete_run, help=text)(function)
+
+
+def episode_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """EPISODE: a name, or a beginning or an end of one that no other has."""
+    return click.argument("episode", shell_complete=complete_episode)(function)
+
+
+def looked(root: Path, run: str | None, work: Callable[[RunSource], Awaitable[T]]) -> T | None:
+    """Work on a run in whatever state it is; None where Ctrl-C, or a reader of our output that left, ended it.
+
+    Says on stderr where only the archive is left. Raises InputError.
+    """
+
+    async def opened() -> T:
+        async with open_run(Workspace(root), run, SystemPlatform(), ACTOR) as source:
+            if source.bus is None:
+                note(f"the broker's store of run '{source.run}' is gone, or was never written: only its archive is read")
+            return await work(source)
+
+    return finishing(opened)
+
+
+def finishing(work: Callable[[], Awaitable[T]]) -> T | None:
+    """Run to the end; Ctrl-C and a closed pipe end it too, without a word."""
+
+    async def whole() -> T:
+        return await work()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(whole())
+        except KeyboardInterrupt:
+            return None
+        except BrokenPipeError:
+            _forget_stdout()
+            return None
+        except BaseExceptionGroup as group:
+            if group.split(BrokenPipeError)[1] is not None:
+                raise
+            _forget_stdout()
+            return None
+
+
+def _forget_stdout() -> None:
+    """Nobody reads it any more: what is still buffered goes nowhere, quietly."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(line: str) -> None:
+    """A line on stdout. Raises BrokenPipeError where nobody reads it."""
+    try:
+        click.echo(line)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise BrokenPipeError from error
+        raise
+
+
+def say_json(content: object) -> None:
+    """A value as one line of JSON on stdout."""
+    say(msgspec.json.encode(content).decode())
+
+
+def note(text: str) -> None:
+    """A remark on stderr."""
+    click.secho(text, err=True, fg="yellow")
+
+
+async def say_all(lines: AsyncIterator[str] | Iterable[str]) -> None:
+    """Every line on stdout."""
+    if isinstance(lines, AsyncIterator):
+        async for line in lines:
+            say(line)
+    else:
+        for line in lines:
+            say(line)
+
+
+# --- completion of names ---
+
+
+def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of runs in the folder, from their run files."""
+    from actors.runtime.run_files import RUN_FILE
+
+    root = _root_of(ctx)
+    names = sorted(path.parent.name for path in root.glob(f"*/{RUN_FILE}"))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_episode(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the episodes that ended last, from the end of the archive's outcomes: no broker is asked."""
+    from actors.cli.completing import ended_episodes
+
+    names = ended_episodes(_root_of(ctx), ctx.params.get("run"))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)][:MAX_COMPLETIONS]
+
+
+def _root_of(ctx: click.Context) -> Path:
+    return Path(ctx.params.get("root") or "runs")
