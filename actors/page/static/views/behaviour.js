@@ -9,6 +9,7 @@ import { to } from "../modules/router.js";
 import { visible } from "../modules/text.js";
 
 const AGAIN_MS = 1500;
+const ON_MS = 60;
 const LIVE_AGAIN_MS = 15_000;
 const COUNTS = { n_turns: "turns", n_searches: "searches", n_reads: "pages read", n_tokens: "generated tokens" };
 const named = (name) => name.replace(/^n_/, "").replaceAll("_", " ");
@@ -41,7 +42,7 @@ export async function show({ root, route, store, router, keys, signal }) {
     if (signal.aborted) return;
     progress.textContent = found.done ? `${count(found.n)} episodes` : `reading episodes: ${count(found.n)} of ${count(found.n_episodes)}`;
     draw(found, { flags, counts, chart });
-    if (!found.done) timer = setTimeout(update, AGAIN_MS);
+    if (!found.done) timer = setTimeout(update, ON_MS);
     else if (store.isLive) timer = setTimeout(update, LIVE_AGAIN_MS);
   };
   signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
