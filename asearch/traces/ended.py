@@ -1,6 +1,7 @@
 """From an ended episode, or an update, to the rows of the archive's tables. Column names and meanings are in `tables`."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ class EndedEpisode:
     trained: TrainedEpisode | None = None
     """What its update did with it, where that is recorded."""
 
+    @cached_property
     def segments(self) -> list[Segment]:
         """Its training sequences; none where it was not graded or cannot be folded."""
         state = self.folded.state
@@ -84,7 +86,7 @@ def _of_turns(ended: EndedEpisode) -> Row:
     oldest = min((run.version for turn in turns for run in turn.versions), key=lambda v: (v.step, v.lineage), default=None)
     return {
         "n_prompt_tokens": sum(prompts) if len(prompts) == len(turns) else None,
-        "n_segments": len(ended.segments()) if ended.folded.state is not None else None,
+        "n_segments": len(ended.segments) if ended.folded.state is not None else None,
         "engines": list(dict.fromkeys(turn.engine for turn in turns if turn.engine)),
         "version": ended.row.version or ("" if oldest is None else str(oldest)),
         "versions": list(versions),
@@ -127,7 +129,7 @@ def segment_rows(ended: EndedEpisode) -> list[Row]:
     row, trained = ended.row, ended.trained
     recorded = {each.segment: each for each in trained.segments} if trained else {}
     found: list[Row] = []
-    for segment in ended.segments():
+    for segment in ended.segments:
         mask = segment.columns["mask"].data
         known = recorded.get(segment.id)
         found.append(

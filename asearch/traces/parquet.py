@@ -16,7 +16,7 @@ import numpy as np
 from asearch.errors import AsearchError
 from asearch.traces.tables import IDS, LABELS, LOGPROBS, MASK, TableSpec, arrow_schema, arrow_type, need_parquet
 
-GROUP_ROWS = 10_000
+GROUP_ROWS = 4_000
 GROUP_BYTES = 32 << 20
 PART_GROUPS = 32
 """Row groups of one file."""

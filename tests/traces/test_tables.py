@@ -94,7 +94,7 @@ def test_log_probabilities_of_training_stand_at_their_tokens(monkeypatch: pytest
     segment = Segment(id="s0", n_prompt=1, first_turn=0, last_turn=0, columns=columns, versions=[])
     trained = TrainedSegment(segment="s0", columns={"positions": packed("u4", [1, 3]), "logprobs": packed("f4", [-1.5, -3.5])})
     episode = replace(ended(), trained=TrainedEpisode(episode="t-0-0-0", advantage=0.25, segments=[trained]))
-    monkeypatch.setattr(EndedEpisode, "segments", lambda _: [segment])
+    monkeypatch.setattr(EndedEpisode, "segments", property(lambda _: [segment]))
     (row,) = segment_rows(episode)
     assert set(row) == set(SEGMENTS.names)
     assert (row["n_tokens"], row["n_trained"], row["advantage"]) == (4, 3, 0.25)
