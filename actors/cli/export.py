@@ -23,7 +23,7 @@ def export(episode: str, run: str | None, out: Path | None, root: Path) -> None:
 
     EPISODE may end with .html. Everything is in it, also the tokens. The file's path goes to stdout.
     """
-    from actors.cli.episode_source import told_episode
+    from actors.runtime.episode_source import told_episode
     from asearch.traces.html import html_of
 
     given = Path(episode)

@@ -20,8 +20,8 @@ def show(episode: str, run: str | None, full: bool, as_json: bool, root: Path) -
     A beginning or an end of its name is enough where no other episode has it. With --json, one document {run, row, items, key,
     trace_id, notes}, and with --full tokens.
     """
-    from actors.cli.episode_source import told_episode
     from actors.cli.episode_text import text_of
+    from actors.runtime.episode_source import told_episode
     from asearch.traces.told import to_json
 
     async def work(source: RunSource) -> None:

@@ -2,28 +2,21 @@
 
 from typing import Any
 
-import xxhash
-
 from actors.page.board import Board
+from actors.runtime.episode_source import answer_key, tell, trace_id_of
 from asearch.agents.parse import last_tag
 from asearch.errors import BusError, InputError
 from asearch.learning.advantages import estimators
 from asearch.traces.filters import filter_of
+from asearch.traces.html import html_of
 from asearch.traces.rows import EpisodeRow
 from asearch.traces.story import tell_all
 from schemas.codec import MalformedError, decode_step_tokens
-from schemas.events import AnswerKeyStored
 from schemas.records import StepTokens, TrainedEpisode
-from schemas.topology import key_token
 
 MAX_WINDOW = 500
 MAX_THOUGHT_CHARS = 400
 MAX_MEMBERS = 64
-
-
-def trace_id_of(run: str, episode: str) -> str:
-    """The id of an episode's trace, 32 hex digits, as in its spans and log lines."""
-    return xxhash.xxh3_128_hexdigest(f"{run}/{episode}".encode())
 
 
 def window(board: Board, options: dict[str, str]) -> dict[str, Any]:
@@ -86,10 +79,16 @@ def _members(board: Board, group: str) -> list[dict[str, Any]]:
 
 
 async def _key(board: Board, task: str) -> dict[str, Any] | None:
-    found = await board.bus.get_last(AnswerKeyStored, key_token(task))
-    if found is None or not isinstance(found.event, AnswerKeyStored):
-        return None
-    return {"answers": found.event.key.answers, "aug_answers": found.event.key.aug_answers}
+    key = await answer_key(board.source, task)
+    return None if key is None else {"answers": key.answers, "aug_answers": key.aug_answers}
+
+
+async def export(board: Board, name: str) -> str:
+    """An episode as one HTML file. Raises InputError for one that the run has not."""
+    row = board.rows.rows.get(name)
+    if row is None:
+        raise InputError(f"run '{board.source.run}' has no episode '{name}'")
+    return html_of(await tell(board.source, row, await board.source.record(name)))
 
 
 async def trained_episode(board: Board, row: EpisodeRow) -> tuple[StepTokens, TrainedEpisode] | None:

@@ -14,7 +14,7 @@ from aiohttp import web
 from actors.page import answers, figures
 from actors.page.board import Board
 from actors.page.boards import Boards
-from actors.page.safety import add_headers, guard, problem
+from actors.page.safety import EXPORT_CSP, add_headers, guard, problem
 from actors.page.subscribers import Audience, Subscriber
 from actors.page.tokens import tokens
 from actors.runtime.metrics import Metrics, MetricsUnavailableError
@@ -22,6 +22,7 @@ from actors.runtime.platform import Platform
 from actors.runtime.waking import report_failure
 from actors.runtime.workspace import Workspace
 from asearch.traces.behaviour import RULES
+from schemas.topology import key_token
 
 HOST = "127.0.0.1"
 STATIC = Path(__file__).parent / "static"
@@ -56,6 +57,7 @@ class Page:
                 web.get("/api/runs/{run}/episodes/{episode}/tokens", self._of_run(self._tokens)),
                 web.get("/api/runs/{run}/groups/{group}", self._of_run(self._group)),
                 web.get("/api/runs/{run}/behaviour", self._of_run(self._behaviour)),
+                web.get("/api/runs/{run}/export/{episode}.html", self._export),
                 web.get("/api/runs/{run}/feed", self._feed),
                 web.get("/api/runs/{run}/episodes/{episode}/feed", self._episode_feed),
                 web.static("/static", STATIC),
@@ -121,6 +123,13 @@ class Page:
         known = board.behaviour.to_json()
         known["summary"]["by_step"] = known.pop("by_step")
         return {**known, "rules": {name: inspect.getdoc(rule) or "" for name, rule in RULES.items()}}
+
+    async def _export(self, request: web.Request) -> web.Response:
+        """The file of an episode, to be kept. Its own policy allows the style that it carries, and no script."""
+        name = request.match_info["episode"]
+        text = await answers.export(await self._board(request), name)
+        headers = {"Content-Security-Policy": EXPORT_CSP, "Content-Disposition": f'attachment; filename="{key_token(name)}.html"'}
+        return web.Response(text=text, content_type="text/html", headers=headers)
 
     # --- feeds ---
 

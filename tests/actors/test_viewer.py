@@ -151,6 +151,13 @@ async def test_an_episode_is_told_as_it_happens_and_once(served: Served) -> None
     assert items[2]["versions"] == [{"version": "1.0", "start": 0, "end": items[2]["n"]}]
     assert items[-1]["reward"] == 1.0 and items[-1]["parts"]
     assert len({item["id"] for item in items}) == len(items)
+    async with served.client.get(f"{served.url}api/runs/{served.stage.run}/export/e1.html") as answer:
+        text = await answer.text()
+        assert (
+            "unsafe-inline" in answer.headers["Content-Security-Policy"]
+            and "script-src" not in answer.headers["Content-Security-Policy"]
+        )
+    assert "Which colour is it?" in text and "<script" not in text
     page = await served.get("/episodes/e1")
     assert page["items"] == items
     assert page["key"]["answers"] == ["red"] and page["row"]["correct"] is True

@@ -7,6 +7,7 @@ from actors.runtime.tracing import trace_id
 from asearch.errors import AsearchError
 from asearch.models.tokenizer import Tokenizer
 from asearch.traces.names import named_episode
+from asearch.traces.record import EpisodeRecord
 from asearch.traces.rows import EpisodeRow, RowTable
 from asearch.traces.told import TokenText, ToldEpisode, told
 from schemas.events import AnswerKeyStored, EpisodeRequested
@@ -22,12 +23,16 @@ async def told_episode(source: RunSource, wanted: str) -> ToldEpisode:
     # An open episode is as far as its facts say.
     for number, fact in enumerate(record.facts, 1):
         table.fold("trace", number, fact)
-    row = _row(table, name, record.request)
+    return await tell(source, _row(table, name, record.request), record)
+
+
+async def tell(source: RunSource, row: EpisodeRow, record: EpisodeRecord) -> ToldEpisode:
+    """An episode that was found, told with its references, its tokens, and what could not be told."""
     teller = source.teller(record.request)
     loaded = source.agent()
     token_text = None if loaded is None else _token_text(loaded[1])
     key = await answer_key(source, row.task)
-    trace = trace_id_of(source.run, name)
+    trace = trace_id_of(source.run, row.episode)
     episode = told(source.run, row, record, teller, key=key, token_text=token_text, trace_id=trace)
     notes = list(episode.notes)
     if source.missing_model:
