@@ -1,5 +1,6 @@
 """`asearch watch`: where every episode of a run stands, live."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -12,6 +13,7 @@ from actors.runtime.following import View, follow
 from actors.runtime.run_files import RunFile, read_run_file, read_url
 from actors.runtime.run_source import RunSource
 from actors.runtime.workspace import is_live
+from asearch.errors import BusError
 from asearch.traces.stages import StageTable
 
 REFRESH_S = 0.5
@@ -58,9 +60,10 @@ async def _live(source: RunSource, show: Show, *, once: bool) -> None:
             if once:
                 return
             await platform.sleep(REFRESH_S)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BusError, TimeoutError):
             # The broker stops with the last run: what was heard until then is shown.
-            await view.catch_up(source.bus)
+            async with asyncio.timeout(LISTEN_S):
+                await view.catch_up(source.bus)
         show(watched(content, _over(view), view, platform.now_ns(), page=read_url(source.run_dir)))
 
 

@@ -1,5 +1,6 @@
 """Runs to look at: one that is over, and one of which everything was killed, broker included; and the commands on them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from asearch.errors import AsearchError
 T = TypeVar("T")
 SETTINGS = (
     *("-s", "warmstart.steps=40", "-s", "run.groups_per_step=3", "-s", "run.group_size=3"),
-    *("-s", "evaluation.questions=6", "-s", "viewer.enabled=false"),
+    *("-s", "evaluation.questions=6", "-s", "viewer.enabled=false", "-s", "run.max_empty_steps=1000"),
 )
 
 
@@ -64,14 +65,15 @@ def start(root: Path, run: str, *, steps: int, seed: int) -> "subprocess.Popen[b
 
 def kill_whole(root: Path, supervisor: "subprocess.Popen[bytes]") -> None:
     """SIGKILL to the supervisor, everything it started, and the broker, all at once."""
-    broker = json.loads((root / ".broker" / "broker.json").read_bytes())["process"]["pid"]
+    os.kill(supervisor.pid, signal.SIGSTOP)
     doomed = [psutil.Process(supervisor.pid), *psutil.Process(supervisor.pid).children(recursive=True)]
+    broker = json.loads((root / ".broker" / "broker.json").read_bytes())["process"]["pid"]
     if broker not in [each.pid for each in doomed]:
         doomed.append(psutil.Process(broker))
-    for each in doomed:
-        each.send_signal(signal.SIGSTOP)
-    for each in doomed:
-        os.kill(each.pid, signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for each in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
     supervisor.wait(20)
     psutil.wait_procs(doomed, 20)
 

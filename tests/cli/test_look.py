@@ -3,6 +3,7 @@
 The tests stand in this order: those with `live` come before the first with `crashed`.
 """
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -18,7 +19,11 @@ import pytest
 from lxml import html
 
 from actors.runtime.archive import read_outcomes
-from actors.runtime.run_files import read_run_file
+from actors.runtime.jetstream import connect
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.run_files import RunFile, read_run_file, write_run_file
+from actors.runtime.workspace import Process, Workspace
+from asearch.configuration.settings import Settings
 from asearch.traces.plain_text import plain
 from schemas.archive import OUTCOMES
 from tests.cli.left_over import processes_of
@@ -32,7 +37,7 @@ class Live:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.supervisor = start(root, RUN, steps=500, seed=5)
+        self.supervisor = start(root, RUN, steps=1000, seed=5)
         self.follower: subprocess.Popen[bytes] | None = None
 
     def step(self) -> int:
@@ -78,7 +83,7 @@ def test_a_live_run_is_listed_and_its_state_is_told(live: Live) -> None:
     (line,) = good(asearch(live.root, "runs", "--json")).lines
     assert (line["run"], line["state"], line["recipe"], line["seed"]) == (RUN, "live", "toy", 5)
     assert line["step"] >= 2
-    assert line["planned_steps"] == 500
+    assert line["planned_steps"] == 1000
     assert line["episodes_ended"] > 0
     assert line["started"].endswith("Z")
     assert line["n_bytes"] > 100_000
@@ -315,3 +320,59 @@ def test_unknown_runs_and_folders_are_named(tmp_path: Path) -> None:
         ("--key", "a.b"),
     ):
         assert asearch(tmp_path, "events", *option).status == 2
+
+
+async def purge_archived(root: Path) -> list[str]:
+    """Purge from TRACE what the archive has, and the older half of OUTCOMES; the episodes."""
+    workspace, platform = Workspace(root), SystemPlatform()
+    names = [line.outcome.episode for line in read_outcomes(root / RUN / "archive" / OUTCOMES) if line.outcome]
+    url, started = await workspace.broker(platform)
+    bus = await connect(url, RUN, "operator", platform)
+    for name in names[: len(names) // 2]:
+        await bus.purge("trace", key=(name,))
+    await bus.purge("outcomes", up_to_sequence=len(names) // 2)
+    await bus.close()
+    await workspace.release(started, RUN)
+    return names[: len(names) // 2]
+
+
+def test_what_was_purged_comes_from_the_archive(crashed: Path) -> None:
+    def read(*options: str) -> list[tuple[int, str]]:
+        lines = good(asearch(crashed, "events", *options, "--json")).lines
+        return [(line["sequence"], line["event"]["id"]) for line in lines]
+
+    streams = ("--stream", "trace"), ("--stream", "outcomes")
+    before = [read(*stream) for stream in streams]
+    rows = good(asearch(crashed, "episodes", "--json")).lines
+    purged = asyncio.run(purge_archived(crashed))
+    assert len(purged) > 5
+    assert [read(*stream) for stream in streams] == before
+    assert all(len(read(*stream, "--no-archive")) < len(all_) for stream, all_ in zip(streams, before, strict=True))
+    assert "archive" in asearch(crashed, "events", "--stream", "trace").err
+    assert good(asearch(crashed, "episodes", "--json")).lines == rows
+    assert good(asearch(crashed, "show", purged[0], "--json")).lines[0]["items"]
+    by_key = read("--key", purged[0], "--stream", "trace")
+    assert by_key == [each for each in before[0] if each in by_key] != []
+
+
+def test_several_live_runs_and_ended_ones(tmp_path: Path) -> None:
+    me = Process.own()
+    texts = dict.fromkeys(("broker_url", "corpus_url", "model_dir", "train_tasks", "eval_tasks", "weights_dir"), "")
+    for name, pid, began in (("one", me.pid, me.started), ("two", me.pid, me.started), ("three", 1, 0.0)):
+        (tmp_path / name).mkdir()
+        file = RunFile(run=name, settings=Settings(), supervisor_pid=pid, supervisor_started=began, **texts)
+        write_run_file(tmp_path / name, file)
+    result = {
+        "ended": "completed", "steps": 40, "wall_s": 10.0, "accounting": {"requested": 9, "graded": 8, "dropped": 1},
+        "eval": {"before": {"accuracy": 0.25}, "after": {"accuracy": 0.5}},
+    }  # fmt: skip
+    (tmp_path / "three" / "result.json").write_bytes(msgspec.json.encode(result))
+    told = asearch(tmp_path, "status", "--json")
+    assert (told.status, [line["run"] for line in told.lines]) == (1, ["one", "two"])
+    assert asearch(tmp_path, "status", "--run", "three").status == 3
+    lines = {line["run"]: line for line in good(asearch(tmp_path, "runs", "--json")).lines}
+    assert [lines[name]["state"] for name in ("one", "two", "three")] == ["preparing", "preparing", "ended"]
+    ended = lines["three"]
+    assert (ended["ended"], ended["step"], ended["accuracy_before"], ended["accuracy_after"]) == ("completed", 40, 0.25, 0.5)
+    assert (ended["episodes_requested"], ended["episodes_ended"]) == (9, 9)
+    assert "three  ended (completed)" in good(asearch(tmp_path, "runs")).out
