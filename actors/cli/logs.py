@@ -61,7 +61,7 @@ def logs(
 def _about(run: str, episode: str | None) -> About | None:
     if episode is None:
         return None
-    from actors.runtime.episode_source import trace_id_of
+    from asearch.traces.names import trace_id_of
 
     return About(episode, trace_id_of(run, episode))
 

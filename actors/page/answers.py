@@ -3,12 +3,13 @@
 from typing import Any
 
 from actors.page.board import Board
-from actors.runtime.episode_source import answer_key, tell, trace_id_of
+from actors.runtime.episode_source import answer_key, tell
 from asearch.agents.parse import last_tag
 from asearch.errors import BusError, InputError
 from asearch.learning.advantages import estimators
 from asearch.traces.filters import filter_of
 from asearch.traces.html import html_of
+from asearch.traces.names import trace_id_of
 from asearch.traces.rows import EpisodeRow
 from asearch.traces.story import tell_all
 from schemas.codec import MalformedError, decode_step_tokens

@@ -3,10 +3,9 @@
 import msgspec
 
 from actors.runtime.run_source import RunSource
-from actors.runtime.tracing import trace_id
 from asearch.errors import AsearchError
 from asearch.models.tokenizer import Tokenizer
-from asearch.traces.names import named_episode
+from asearch.traces.names import named_episode, trace_id_of
 from asearch.traces.record import EpisodeRecord
 from asearch.traces.rows import EpisodeRow, RowTable
 from asearch.traces.told import TokenText, ToldEpisode, told
@@ -42,11 +41,6 @@ async def tell(source: RunSource, row: EpisodeRow, record: EpisodeRecord) -> Tol
 
 def _token_text(tokenizer: Tokenizer) -> TokenText:
     return lambda token: tokenizer.token_bytes(token).decode(errors="replace")
-
-
-def trace_id_of(run: str, episode: str) -> str:
-    """The id of an episode's trace, 32 hex digits, as in its spans and log lines."""
-    return f"{trace_id(run, episode):032x}"
 
 
 def _row(table: RowTable, name: str, request: EpisodeRequested | None) -> EpisodeRow:

@@ -7,7 +7,7 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from actors.runtime.bus import Stored
-from actors.runtime.tracing import trace_id
+from asearch.traces.names import trace_id_of
 
 
 def about(stored: Stored) -> dict[str, str]:
@@ -24,7 +24,7 @@ def add_trace_id(logger: WrappedLogger, name: str, line: EventDict) -> EventDict
     """Name the trace of a line about an episode: the same as in OpenTelemetry, whether traces are on or off."""
     run, episode = line.get("run"), line.get("episode")
     if isinstance(run, str) and isinstance(episode, str) and "trace_id" not in line:
-        line["trace_id"] = f"{trace_id(run, episode):032x}"
+        line["trace_id"] = trace_id_of(run, episode)
     return line
 
 

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 import xxhash
 
+from asearch.traces.names import trace_id_of
 from schemas.commands import Generate, GenerationChunk, Message, ToolReply
 from schemas.events import (
     DeadlineNeared,
@@ -123,8 +124,8 @@ NO_TRACING: Tracing = NoTracing()
 
 
 def trace_id(run: str, episode: str) -> int:
-    """The trace of an episode: xxh3-128 of `{run}/{episode}`."""
-    return xxhash.xxh3_128_intdigest(f"{run}/{episode}".encode()) or 1
+    """The trace of an episode, as a number."""
+    return int(trace_id_of(run, episode), 16) or 1
 
 
 def span_id(*names: str | int) -> int:

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import xxhash
 
 from asearch.agents.segments import segments
 from asearch.traces.behaviour import FLAGS, Behaviour, behaviour_of
+from asearch.traces.names import trace_id_of
 from asearch.traces.record import EpisodeRecord
 from asearch.traces.rows import EpisodeRow
 from asearch.traces.turns import FoldedEpisode, Turn
@@ -37,11 +37,6 @@ class EndedEpisode:
         """Its training sequences; none where it was not graded or cannot be folded."""
         state = self.folded.state
         return segments(state) if state is not None and isinstance(self.record.outcome, EpisodeGraded) else []
-
-
-def trace_id(run: str, episode: str) -> str:
-    """The id of the trace of an episode: 32 hex digits."""
-    return xxhash.xxh3_128_hexdigest(f"{run}/{episode}".encode())
 
 
 def episode_row(run: str, ended: EndedEpisode, behaviour: Behaviour | None = None) -> Row:
@@ -72,7 +67,7 @@ def episode_row(run: str, ended: EndedEpisode, behaviour: Behaviour | None = Non
         "taken_ns": takes[0].at_ns if takes else 0,
         "finished_ns": finished.at_ns if finished else 0,
         "outcome_sequence": ended.sequence,
-        "trace_id": trace_id(run, record.episode),
+        "trace_id": trace_id_of(run, record.episode),
         **_of_turns(ended),
         **{name: getattr(behaviour, name) for name in FLAGS},
     }

@@ -1,13 +1,20 @@
-"""Which episode is meant by what somebody typed."""
+"""Names of episodes: which one is meant by what somebody typed, and what its trace is called."""
 
 import difflib
 from collections.abc import Collection
+
+import xxhash
 
 from asearch.errors import InputError
 from asearch.traces.plain_text import plain_line
 
 MOST = 5
 """How many names an error offers."""
+
+
+def trace_id_of(run: str, episode: str) -> str:
+    """The id of an episode's trace, as in its spans and log lines: xxh3-128 of `{run}/{episode}`, 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(f"{run}/{episode}".encode())
 
 
 def named_episode(wanted: str, names: Collection[str], run: str) -> str:
