@@ -76,11 +76,11 @@ def fault_points() -> dict[str, int]:
     return {name: n for name, n in passed.items() if ": before " not in name}
 
 
-def killed_at(name: str, nth: int) -> list[str]:
+def killed_at(name: str, nth: int, *, for_certain: bool = True) -> list[str]:
     """What is wrong after a run in which a process was killed at the `nth` passing of a fault point."""
     kind, _, point = name.partition(": ")
     result = run_scenario(Scenario(seed=8, faults=(Fault(0, "point", f"{kind}-0", draw=nth, point=point),)))
-    happened = [] if result.fault_points.get(name) else ["nobody was killed"]
+    happened = [] if not for_certain or result.fault_points.get(name) else ["nobody was killed"]
     return [f"{name}, time {nth}: {problem}" for problem in [*result.problems, *happened]]
 
 
@@ -96,7 +96,8 @@ def test_every_actor_may_die_at_every_fault_point() -> None:
     points = fault_points()
     assert {name.partition(":")[0] for name in points} == {*KINDS}
     deaths = [(name, nth) for name, n in points.items() for nth in sorted({1, 2, (n + 2) // 3}) if nth <= n]
-    assert [problem for name, nth in deaths for problem in killed_at(name, nth)] == []
+    # Passings are counted over all processes of a kind, to the last moment of a run: a later one may be another's, or too late.
+    assert [problem for name, nth in deaths for problem in killed_at(name, nth, for_certain=nth == 1)] == []
 
 
 def test_what_a_killed_recorder_had_not_flushed_is_never_flushed(tmp_path: Path) -> None:
