@@ -29,6 +29,17 @@ export class Feed {
     if (!document.hidden) this.#open();
   }
 
+  /** Let the connection go until `resume`; the place is kept. */
+  pause() {
+    this.paused = true;
+    this.#letGo();
+  }
+
+  resume() {
+    this.paused = false;
+    this.#seen();
+  }
+
   close() {
     this.closed = true;
     this.scope.abort();
@@ -43,7 +54,7 @@ export class Feed {
 
   #seen() {
     if (document.hidden) this.#letGo();
-    else if (!this.source && !this.closed) this.#open();
+    else if (!this.source && !this.closed && !this.paused) this.#open();
   }
 
   #open() {

@@ -5,7 +5,7 @@ import { Feed } from "./feed.js";
 
 const LOST_S = 5;
 /** An ended run says nothing for hours, so that a viewer that went is found by asking. */
-const ASK_MS = 10_000;
+const ASK_MS = 5000;
 
 export class RunStore extends EventTarget {
   /** @param {string} run @param {import("./banner.js").Banner} banner */
@@ -31,6 +31,27 @@ export class RunStore extends EventTarget {
     clearInterval(this.timer);
     this.feed.close();
     this.banner.clear("");
+  }
+
+  /**
+   * Whether a view has a feed of its own, which hears of the viewer and of the broker too. The run is then asked for now and then:
+   * a browser grants few connections to one server, and windows stand beside each other.
+   * @param {boolean} own
+   */
+  leaveToView(own) {
+    this.quiet = own;
+    if (own) this.feed.pause();
+    else this.feed.resume();
+  }
+
+  /** What a view's own feed heard. @param {import("./feed.js").FeedState} state */
+  heard(state) {
+    this.#heard(state);
+  }
+
+  /** @param {{connected: boolean, trouble: string | null}} broker */
+  heardOfBroker(broker) {
+    this.#broker(broker);
   }
 
   get isLive() {
@@ -59,9 +80,10 @@ export class RunStore extends EventTarget {
   async #ask() {
     if (document.hidden || this.viewerGone) return;
     try {
-      await fetch("/healthz", { signal: AbortSignal.timeout(5000) });
-    } catch {
-      if (!this.scope.signal.aborted) this.#heard({ open: false, sinceMs: Date.now() });
+      if (this.quiet) this.#take(await get(api(this.run), this.scope.signal));
+      else await fetch("/healthz", { signal: AbortSignal.timeout(5000) });
+    } catch (error) {
+      if (!this.scope.signal.aborted && !error.status) this.#heard({ open: false, sinceMs: Date.now() });
     }
   }
 

@@ -24,7 +24,8 @@ export async function show({ root, route, store, router, keys, announce, signal 
   const reload = async () => {
     try {
       Object.assign(view.around, await get(path, signal), { items: [] });
-      view.drawAround();
+      // With the turns, so that no outcome stands there before the turns that led to it.
+      view.drawSoon();
     } catch {
       // It is asked again with the next change.
     }
@@ -46,8 +47,13 @@ export async function show({ root, route, store, router, keys, announce, signal 
       feed.forget();
       view.reset();
     },
-  }, () => {});
-  signal.addEventListener("abort", () => feed.close(), { once: true });
+    broker: (broker) => store.heardOfBroker(broker),
+  }, (state) => store.heard(state));
+  store.leaveToView(true);
+  signal.addEventListener("abort", () => {
+    feed.close();
+    store.leaveToView(false);
+  }, { once: true });
   store.addEventListener("again", () => void reload(), { signal });
 
   const up = to(route.run, "episodes");
