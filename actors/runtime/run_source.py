@@ -19,7 +19,7 @@ from actors.runtime.episode_lines import damaged, decode_episode
 from actors.runtime.jetstream import connect
 from actors.runtime.jsapi import STREAM_MISSING, ApiRefusal
 from actors.runtime.platform import Platform
-from actors.runtime.run_files import RunFile, read_run_file
+from actors.runtime.run_files import RunFile, check_name, read_run_file
 from actors.runtime.workspace import Workspace
 from asearch.agents.episode import Agent
 from asearch.agents.recorded import start_of
@@ -32,6 +32,7 @@ from asearch.traces.story import StoryTeller
 from schemas.archive import BLOBS, OUTCOMES, ArchivedEpisode
 from schemas.events import AnyOutcome, EpisodeRequested, EpisodeTaken, Event
 from schemas.records import BlobRef
+from schemas.topology import is_key
 
 FOLDED = ("plan", "outcomes", "policy")
 
@@ -44,7 +45,7 @@ class RunSource:
         self.run_dir = run_dir
         self.bus = bus
         self.archive = ArchiveIndex(run_dir / "archive")
-        self.url = ""
+        self.url = content.broker_url
         """Where the broker is."""
         self.missing_model = ""
         """Why texts of prompts cannot be told, where the run's model folder is of no use."""
@@ -104,7 +105,9 @@ class RunSource:
         """As `record`, but None for an episode that the run has not."""
         found = await self._archived(episode)
         if found is None and self.bus is not None:
-            found = await self._stored(episode) or await self._archived(episode)
+            stored = await self._stored(episode)
+            # The recorder may have archived and purged it meanwhile, so that only a part of its facts was read.
+            found = await self._archived(episode) or stored
         return found
 
     async def _archived(self, episode: str) -> EpisodeRecord | None:
@@ -122,13 +125,12 @@ class RunSource:
 
     async def _stored(self, episode: str) -> EpisodeRecord | None:
         assert self.bus is not None  # noqa: S101
-        try:
-            stored = await self.bus.read_key("trace", episode)
-            outcomes = await self.bus.read_key("outcomes", episode)
-            request = await self.bus.get_last(EpisodeRequested, episode)
-        except AsearchError:
-            # A name that cannot be part of a subject.
+        if not is_key(episode):
             return None
+        # The outcome first: an episode that has one gets no more facts.
+        outcomes = await self.bus.read_key("outcomes", episode)
+        stored = await self.bus.read_key("trace", episode)
+        request = await self.bus.get_last(EpisodeRequested, episode)
         facts = [item for item in stored if item.event is not None]
         outcome = next((item.event for item in outcomes if isinstance(item.event, AnyOutcome)), None)
         if not facts and request is None:
@@ -229,9 +231,9 @@ async def _has_streams(bus: Bus) -> bool:
 
 
 def choose_run(workspace: Workspace, run: str | None) -> RunFile:
-    """The named run, else the newest live one, else the newest. Raises InputError."""
+    """The named run, else the newest live one, else the newest. Raises InputError, ConfigError for what cannot name a run."""
     if run is not None:
-        return read_run_file(workspace.run_dir(run))
+        return read_run_file(workspace.run_dir(check_name(run)))
     runs = workspace.live_runs() or workspace.runs()
     if not runs:
         raise InputError(f"there is no run in {workspace.root}: start one with `asearch up`, or name its folder with --runs")
