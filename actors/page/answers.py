@@ -3,6 +3,7 @@
 from typing import Any
 
 from actors.page.board import Board
+from actors.page.numbers import number
 from actors.runtime.episode_source import answer_key, tell
 from asearch.agents.parse import last_tag
 from asearch.errors import BusError, InputError
@@ -22,7 +23,7 @@ MAX_MEMBERS = 64
 
 def window(board: Board, options: dict[str, str]) -> dict[str, Any]:
     """The rows that match, from `offset` on. Raises ConfigError for a filter that cannot be read."""
-    offset, limit = (_number(options.pop(name, ""), default) for name, default in (("offset", 0), ("limit", 100)))
+    offset, limit = (number(options.pop(name, ""), default) for name, default in (("offset", 0), ("limit", 100)))
     found = filter_of(options).select(board.rows)
     rows = found[offset : offset + min(limit, MAX_WINDOW)]
     return {
@@ -33,10 +34,6 @@ def window(board: Board, options: dict[str, str]) -> dict[str, Any]:
         "offset": offset,
         "rows": rows,
     }
-
-
-def _number(text: str, default: int) -> int:
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else default
 
 
 async def episode(board: Board, name: str) -> dict[str, Any]:

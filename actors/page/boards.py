@@ -48,7 +48,7 @@ class Boards:
     async def _open(self, run: str) -> "_Held":
         content = choose_run(self._workspace, run)
         # The own run's broker: that of the workspace, which keeps every run's streams.
-        held = _Held(self._held(content, self.own.source.content.broker_url))
+        held = _Held(self._held(content, self.own.source.url))
         await held.opened()
         return held
 

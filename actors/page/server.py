@@ -14,6 +14,7 @@ from aiohttp import web
 from actors.page import answers, figures
 from actors.page.board import Board
 from actors.page.boards import Boards
+from actors.page.numbers import number
 from actors.page.safety import EXPORT_CSP, add_headers, guard, problem
 from actors.page.subscribers import Audience, Subscriber
 from actors.page.tokens import tokens
@@ -96,12 +97,10 @@ class Page:
         return board.state()
 
     async def _curve(self, board: Board, request: web.Request) -> Any:
-        after = request.query.get("after", "-1")
-        return {"points": figures.points(board.view.report, int(after) if after.lstrip("-").isdecimal() else -1)}
+        return {"points": figures.points(board.view.report, number(request.query.get("after", ""), -1))}
 
     async def _samples(self, board: Board, request: web.Request) -> Any:
-        after = request.query.get("after_ns", "0")
-        begin = int(after) if after.isdecimal() else 0
+        begin = number(request.query.get("after_ns", ""), 0)
         return {"samples": [sample for sample in board.samples.kept if sample["at_ns"] > begin]}
 
     async def _episodes(self, board: Board, request: web.Request) -> Any:

@@ -4,6 +4,7 @@ import asyncio
 
 import msgspec
 
+from actors.page.numbers import number
 from actors.page.subscribers import Audience, Subscriber, sse
 from actors.runtime.bus import Stored
 from actors.runtime.run_source import RunSource
@@ -111,8 +112,8 @@ class WatchedEpisode:
 
     def join(self, subscriber: Subscriber, position: str) -> None:
         """Send what follows a position (all without one), then what comes."""
-        number, _, name = position.partition(":")
-        begin = int(number) + 1 if number.isascii() and number.isdecimal() else 0
+        head, _, name = position.partition(":")
+        begin = number(head, -1) + 1
         if begin and (begin > len(self.items) or self.items[begin - 1]["id"] != name):
             subscriber.put(sse("reset", b"{}"))
             begin = 0

@@ -11,14 +11,19 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+import yarl
 
 from actors.driver import Driver
 from actors.grader import Grader
 from actors.page import subscribers
+from actors.page.board import open_board
+from actors.page.boards import Boards
 from actors.page.safety import CSP
+from actors.runtime.jetstream import connect
 from actors.runtime.platform import SystemPlatform
-from actors.runtime.run_files import RunFile, read_url
-from actors.runtime.workspace import Process
+from actors.runtime.run_files import RunFile, read_url, write_run_file
+from actors.runtime.run_source import RunSource
+from actors.runtime.workspace import Process, Workspace
 from actors.tool import Tool
 from actors.viewer import Viewer
 from asearch.tools.base import ToolSet
@@ -227,6 +232,57 @@ async def test_what_is_not_there_is_named(served: Served) -> None:
         assert answer.status == 404 and "no run 'none'" in (await answer.json())["error"]
     assert "no episode 'e1'" in (await served.get("/episodes/e1"))["error"]
     assert "did you mean 'stage'" in (await served.get("/episodes", params={"stagee": "x"}))["error"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/curve?after=--5",
+        "/curve?after=" + "9" * 5000,
+        "/samples?after_ns=" + "9" * 5000,
+        "/samples?after_ns=%C2%B2",
+        "/episodes?offset=-1",
+    ],
+)
+async def test_numbers_that_are_none_are_as_good_as_left_out(served: Served, path: str) -> None:
+    async with served.client.get(f"{served.url}api/runs/{served.stage.run}{path}") as answer:
+        assert answer.status == 200
+
+
+async def test_names_that_are_none_are_not_there(served: Served) -> None:
+    for path, status in (
+        (f"{served.stage.run}/episodes/..%2fx", 404),
+        (f"{served.stage.run}/episodes/%3E/tokens", 404),
+        (f"{served.stage.run}/episodes/a.b%20c/feed", 404),
+        (f"..%2f{served.stage.folder.name}", 400),
+    ):
+        async with served.client.get(yarl.URL(f"{served.url}api/runs/{path}", encoded=True)) as answer:
+            assert answer.status == status, path
+
+
+async def test_a_feed_begins_anew_for_a_position_that_is_none(served: Served) -> None:
+    await served.play("e1")
+    for position in ("9" * 5000 + ":x", "-1:x", "garbage"):
+        async with served.feed("/episodes/e1/feed", position) as feed:
+            assert (await feed.items())[0]["id"] == "opening"
+
+
+async def test_other_runs_are_looked_for_where_the_broker_is_now(stage: Stage, model_dir: str, tmp_path: Path) -> None:
+    """A broker that was started again to look at ended runs is on another port than `run.json` says."""
+    content = msgspec.structs.replace(run_file(stage, model_dir), broker_url="nats://127.0.0.1:1")
+    other = msgspec.structs.replace(content, run=f"{stage.run}-b")
+    (tmp_path / other.run).mkdir()
+    write_run_file(tmp_path / other.run, other)
+    for run in (content.run, other.run):
+        bus = await connect(stage.broker.url, run, "scheduler", SystemPlatform())
+        stage.buses.append(bus)
+        await bus.ensure_topology()
+    source = RunSource(content, stage.folder, stage.buses[-2])
+    source.url = stage.broker.url
+    async with open_board(source, stage.buses[-2], Workspace(tmp_path)) as own:
+        boards = Boards(own, Workspace(tmp_path), SystemPlatform())
+        assert (await boards.board(other.run)).source.run == other.run
+        await boards.close()
 
 
 async def test_only_reading_on_loopback_names_is_answered_and_always_with_the_policy(served: Served) -> None:
