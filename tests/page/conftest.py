@@ -21,6 +21,8 @@ from tests.page.recorded import append_run, make_run_dir
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 READY_S = 20.0
+OTHER = "other"
+"""A run to compare with."""
 REPORT = """
 addEventListener("securitypolicyviolation", (event) =>
     console.error("policy violated", event.violatedDirective, event.blockedURI));
@@ -105,12 +107,22 @@ async def serve(root: Path, run: str, *, live: bool) -> Served:
     return Served(root, run, broker, bus, live)
 
 
+async def add_run(held: Served, run: str) -> None:
+    """A further run of the same workspace, recorded the same."""
+    bus = await connect(held.broker.url, run, "driver-0", SystemPlatform())
+    await bus.ensure_topology()
+    await append_run(bus)
+    await bus.close()
+    make_run_dir(held.root, run, held.broker.url, live=False)
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shown(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     """The recorded run, ended, with its viewer: only to be looked at."""
     held = await serve(tmp_path_factory.mktemp("shown"), "recorded", live=False)
     try:
         await append_run(held.bus)
+        await add_run(held, OTHER)
         await held.start_viewer()
         yield held
     finally:

@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from schemas.events import EpisodeFinished, EpisodeGraded, EpisodeRequested, ToolReturned
-from tests.page.conftest import NewReader, Served
+from tests.page.conftest import OTHER, NewReader, Served
 from tests.page.recorded import episodes, of_stream
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -277,3 +277,18 @@ async def test_unknown_names_say_so_and_lead_back(shown: Served, new_reader: New
     await page.keyboard.press("g")
     await page.keyboard.press("e")
     await expect(page.locator(SHOWN).first).to_be_visible()
+
+
+async def test_runs_are_drawn_over_each_other(shown: Served, new_reader: NewReader) -> None:
+    page = await (await new_reader()).open(shown.at())
+    reward = page.locator(".chart", has=page.get_by_text("Reward", exact=True)).locator(".readout .value-name")
+    await expect(reward).to_have_text(["reward"])
+    await page.get_by_role("checkbox", name=f"draw {OTHER} over the curves").check()
+    await expect(reward).to_have_text([shown.run, OTHER])
+    assert page.url.endswith(f"?with={OTHER}")
+    await page.reload()
+    await expect(reward).to_have_text([shown.run, OTHER])
+    row = page.locator("section[aria-label=Runs] tbody tr", has_text=OTHER)
+    await expect(row).to_contain_text("ended")
+    await page.get_by_role("checkbox", name=f"draw {OTHER} over the curves").uncheck()
+    await expect(reward).to_have_text(["reward"])

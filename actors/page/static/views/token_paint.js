@@ -37,7 +37,8 @@ export function scaleOf(mode, segments) {
 export function classOf(segment, i, scale, versions, origins) {
   const own = segment.mask[i] ? "own" : "given";
   if (scale.mode === "mask") {
-    if (segment.mask[i]) return "own trained";
+    // What an update took it says token by token: a token of the policy that is not among them was too old.
+    if (segment.mask[i]) return segment.train_logprobs && !known(segment.train_logprobs[i]) ? "own stale" : "own trained";
     return origins[i] === "generated" ? "own masked" : `given from-${origins[i] ?? "prompt"}`;
   }
   if (scale.mode === "version") return segment.mask[i] || versions[i] ? `${own} tv${versionColour(versions[i] ?? "") % N_COLOURS}` : own;
@@ -59,7 +60,7 @@ const swatch = (kind, text) => h("span", { class: "swatch" }, h("span", { class:
 /** @param {string} mode @param {Scale} scale @param {import("../modules/types.js").TokenSegment[]} segments */
 export function legend(mode, scale, segments) {
   if (mode === "mask") {
-    return [swatch("own trained", "generated, in the loss (mask 1)"), swatch("own masked", "generated, not in the loss"), swatch("given from-prompt", "prompt"), swatch("given from-tool", "tool text"), swatch("given from-forced", "put in by the agent")];
+    return [swatch("own trained", "generated, in the loss (mask 1)"), segments.some((segment) => segment.train_logprobs?.some((value, i) => segment.mask[i] && !known(value))) ? swatch("own stale", "left out by the update: too old") : null, swatch("own masked", "generated, not in the loss"), swatch("given from-prompt", "prompt"), swatch("given from-tool", "tool text"), swatch("given from-forced", "put in by the agent")];
   }
   if (mode === "logprob") {
     const texts = ["> −0.01", "> −0.1", "> −0.5", "> −1", "> −2", "> −4", "less"];
