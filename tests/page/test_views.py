@@ -292,3 +292,18 @@ async def test_runs_are_drawn_over_each_other(shown: Served, new_reader: NewRead
     await expect(row).to_contain_text("ended")
     await page.get_by_role("checkbox", name=f"draw {OTHER} over the curves").uncheck()
     await expect(reward).to_have_text(["reward"])
+
+
+LEFT_OUT = """async () => {
+    const { scaleOf, classOf } = await import("/static/views/token_paint.js");
+    const segment = (train) => ({ids: [1, 2], mask: [0, 1], logprobs: [null, -0.5], train_logprobs: train, versions: []});
+    const segments = [segment(null), segment([null, -0.25]), segment([null, null])];
+    return ["mask", "difference"].map((mode) => segments.map((each) => classOf(each, 1, scaleOf(mode, segments), [], [])));
+}"""
+
+
+async def test_tokens_that_an_update_left_out_are_told_from_those_that_it_took(shown: Served, new_reader: NewReader) -> None:
+    page = await (await new_reader()).open(shown.at("episodes"))
+    by_mask, by_difference = await page.evaluate(LEFT_OUT)
+    assert by_mask == ["own stale", "own trained", "own stale"]
+    assert by_difference == ["own stale", "own up3", "own stale"]

@@ -77,5 +77,5 @@ const SHOWN = { ArrowDown: "↓", ArrowUp: "↑", ArrowLeft: "←", ArrowRight: 
 
 /** @param {string[]} keys */
 function caps(keys) {
-  return keys.map((key, i) => [i ? " or " : null, key.split(" ").map((each, n) => [n ? " " : null, h("kbd", null, SHOWN[each] ?? each)])]);
+  return keys.map((key, i) => [i ? " or " : null, (key === " " ? ["Space"] : key.split(" ")).map((each, n) => [n ? " " : null, h("kbd", null, SHOWN[each] ?? each)])]);
 }

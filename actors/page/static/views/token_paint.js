@@ -15,7 +15,7 @@ const LEVELS = 7;
 const NAT_EDGES = [-0.01, -0.1, -0.5, -1, -2, -4];
 
 /**
- * @typedef {{mode: string, most: number}} Scale
+ * @typedef {{mode: string, most: number, trained: boolean}} Scale  trained: an update has recorded tokens of the episode
  * @param {string} mode
  * @param {import("../modules/types.js").TokenSegment[]} segments
  * @returns {Scale}
@@ -27,8 +27,11 @@ export function scaleOf(mode, segments) {
       if (known(value) && known(segment.logprobs[i])) most = Math.max(most, Math.abs(value - segment.logprobs[i]));
     });
   }
-  return { mode, most };
+  return { mode, most, trained: segments.some((segment) => segment.train_logprobs) };
 }
+
+/** Whether the update that took the episode took it without this token. */
+const isLeftOut = (segment, i, scale) => scale.trained && segment.mask[i] === 1 && !known(segment.train_logprobs?.[i]);
 
 /**
  * The class of a token.
@@ -38,7 +41,7 @@ export function classOf(segment, i, scale, versions, origins) {
   const own = segment.mask[i] ? "own" : "given";
   if (scale.mode === "mask") {
     // What an update took it says token by token: a token of the policy that is not among them was too old.
-    if (segment.mask[i]) return segment.train_logprobs && !known(segment.train_logprobs[i]) ? "own stale" : "own trained";
+    if (segment.mask[i]) return isLeftOut(segment, i, scale) ? "own stale" : "own trained";
     return origins[i] === "generated" ? "own masked" : `given from-${origins[i] ?? "prompt"}`;
   }
   if (scale.mode === "version") return segment.mask[i] || versions[i] ? `${own} tv${versionColour(versions[i] ?? "") % N_COLOURS}` : own;
@@ -49,6 +52,7 @@ export function classOf(segment, i, scale, versions, origins) {
     return `${own} q${level < 0 ? LEVELS - 1 : level}`;
   }
   const after = segment.train_logprobs?.[i];
+  if (isLeftOut(segment, i, scale)) return "own stale";
   if (!known(before) || !known(after)) return own;
   const share = scale.most ? Math.abs(after - before) / scale.most : 0;
   const level = Math.min(3, Math.ceil(share * 3));
@@ -59,8 +63,9 @@ const swatch = (kind, text) => h("span", { class: "swatch" }, h("span", { class:
 
 /** @param {string} mode @param {Scale} scale @param {import("../modules/types.js").TokenSegment[]} segments */
 export function legend(mode, scale, segments) {
+  const leftOut = segments.some((segment) => segment.ids.some((_, i) => isLeftOut(segment, i, scale))) ? swatch("own stale", "left out by the update: too old") : null;
   if (mode === "mask") {
-    return [swatch("own trained", "generated, in the loss (mask 1)"), segments.some((segment) => segment.train_logprobs?.some((value, i) => segment.mask[i] && !known(value))) ? swatch("own stale", "left out by the update: too old") : null, swatch("own masked", "generated, not in the loss"), swatch("given from-prompt", "prompt"), swatch("given from-tool", "tool text"), swatch("given from-forced", "put in by the agent")];
+    return [swatch("own trained", "generated, in the loss (mask 1)"), leftOut, swatch("own masked", "generated, not in the loss"), swatch("given from-prompt", "prompt"), swatch("given from-tool", "tool text"), swatch("given from-forced", "put in by the agent")];
   }
   if (mode === "logprob") {
     const texts = ["> −0.01", "> −0.1", "> −0.5", "> −1", "> −2", "> −4", "less"];
@@ -68,7 +73,7 @@ export function legend(mode, scale, segments) {
   }
   if (mode === "difference") {
     if (!segments.some((segment) => segment.train_logprobs)) return [h("span", { class: "faint" }, "no update has trained on this episode, so there is no log-prob at training")];
-    return [swatch("own down3", `less likely at training, up to −${fixed(scale.most, 4)} nats`), swatch("own d0", "the same"), swatch("own up3", `more likely, up to +${fixed(scale.most, 4)} nats`)];
+    return [swatch("own down3", `less likely at training, up to −${fixed(scale.most, 4)} nats`), swatch("own d0", "the same"), swatch("own up3", `more likely, up to +${fixed(scale.most, 4)} nats`), leftOut];
   }
   const versions = [...new Set(segments.flatMap((segment) => segment.versions.map((run) => run.version)))];
   return versions.length ? versions.map((version) => swatch(`own tv${versionColour(version) % N_COLOURS}`, version)) : [h("span", { class: "faint" }, "no version: nothing was generated")];

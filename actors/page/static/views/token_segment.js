@@ -40,7 +40,7 @@ export class SegmentView {
     const own = segment.mask.reduce((sum, bit) => sum + bit, 0);
     this.body = h("div", { class: "tokens", dir: "ltr" }, this.blocks.map((block) => block.element));
     this.element = h("section", { class: "segment", tabindex: "-1", "aria-label": `Segment ${number + 1}` },
-      h("h2", null, `Segment ${number + 1}`, h("span", { class: "aside" }, `${turns} · ${count(n)} tokens, ${count(own)} in the loss, prompt ${count(segment.n_prompt)}`, segment.parent ? ` · goes on from ${segment.parent}` : "")),
+      h("h2", null, `Segment ${number + 1}`, h("span", { class: "aside" }, `${turns} · ${count(n)} tokens, ${count(own)} with mask 1, prompt ${count(segment.n_prompt)}`, segment.parent ? ` · goes on from ${segment.parent}` : "")),
       this.body);
     this.watch = new IntersectionObserver((entries) => {
       for (const entry of entries) this.#near(this.blocks.find((block) => block.element === entry.target), entry.isIntersecting);
