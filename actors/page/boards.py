@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,11 +13,13 @@ from actors.runtime.jetstream import connect
 from actors.runtime.platform import Platform
 from actors.runtime.run_files import RunFile
 from actors.runtime.run_source import RunSource, choose_run
-from actors.runtime.workspace import Workspace, is_live
+from actors.runtime.run_states import RunState, run_states
+from actors.runtime.workspace import Workspace
 
 MAX_OTHERS = 4
 """Other runs that are open at once; the one that was looked at longest ago goes first."""
-RESULT = "result.json"
+RUNS_S = 5.0
+"""How old the list of runs may be."""
 
 
 class Boards:
@@ -30,6 +31,9 @@ class Boards:
         self._platform = platform
         self._others: dict[str, _Held] = {}
         self._turn = asyncio.Lock()
+        self._runs: list[dict[str, Any]] = []
+        self._looked_s = -RUNS_S
+        self._looking = asyncio.Lock()
 
     async def board(self, run: str) -> Board:
         """The board of a run of this workspace. Raises InputError, BusError."""
@@ -67,36 +71,19 @@ class Boards:
         while self._others:
             await self._others.popitem()[1].close()
 
-    def runs(self) -> list[dict[str, Any]]:
-        """Every run of the workspace in a line; reads files."""
-        return [_line(content, self._workspace.run_dir(content.run)) for content in self._workspace.runs()]
+    async def runs(self) -> list[dict[str, Any]]:
+        """Every run of the workspace in a line, the newest last; at most RUNS_S old."""
+        async with self._looking:
+            if self._platform.monotonic() - self._looked_s > RUNS_S:
+                # Its own broker, and never another: to start one is its supervisor's.
+                states = await run_states(self._workspace, self._platform, self.own.source.url)
+                self._runs = [_line(state) for state in states]
+                self._looked_s = self._platform.monotonic()
+        return self._runs
 
 
-def _line(content: RunFile, run_dir: Path) -> dict[str, Any]:
-    result = _result(run_dir)
-    live = is_live(content)
-    state = "ended" if result else ("live" if content.corpus_url else "preparing") if live else "crashed"
-    evaluations: Mapping[str, Any] = result.get("eval", {})
-    return {
-        "run": content.run,
-        "state": state,
-        "ended": result.get("ended"),
-        "recipe": content.settings.recipe,
-        "seed": content.settings.seed,
-        "steps": result.get("steps"),
-        "planned_steps": content.settings.run.steps,
-        "accuracy_before": evaluations.get("before", {}).get("accuracy"),
-        "accuracy_after": evaluations.get("after", {}).get("accuracy"),
-        "wall_s": result.get("wall_s"),
-        "created_ns": run_dir.stat().st_ctime_ns,
-    }
-
-
-def _result(run_dir: Path) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode((run_dir / RESULT).read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError):
-        return {}
+def _line(state: RunState) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(state), "steps": state.step, "created_ns": state.started_ns}
 
 
 class _Held:

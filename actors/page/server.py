@@ -91,7 +91,7 @@ class Page:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _runs(self, _: web.Request) -> web.Response:
-        return _json({"here": self._boards.own.source.run, "runs": await asyncio.to_thread(self._boards.runs)})
+        return _json({"here": self._boards.own.source.run, "runs": await self._boards.runs()})
 
     async def _state(self, board: Board, _: web.Request) -> Any:
         return board.state()

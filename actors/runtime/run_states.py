@@ -55,13 +55,15 @@ class RunState(msgspec.Struct, kw_only=True):
     """Why something is not known."""
 
 
-async def run_states(workspace: Workspace, platform: Platform) -> list[RunState]:
-    """Every run, the newest last. The broker is asked, and started for that, only where a run has left no result."""
+async def run_states(workspace: Workspace, platform: Platform, url: str | None = None) -> list[RunState]:
+    """Every run, the newest last. The broker is asked only where a run has left no result: the one at `url`, else the
+    workspace's, which is started for that if it does not run.
+    """
     contents = workspace.runs()
     found = [_from_files(workspace, content) for content in contents]
     open_ones = [(state, content) for state, content in zip(found, contents, strict=True) if state.state != "ended"]
     if open_ones:
-        await _ask_broker(workspace, platform, open_ones)
+        await _ask_broker(workspace, platform, open_ones, url)
     for state in found:
         state.started = None if state.started_ns is None else _iso(state.started_ns)
     return found
@@ -138,10 +140,13 @@ def _take_result(state: RunState, result: Mapping[str, Any], run_dir: Path) -> N
 # --- what only the broker knows ---
 
 
-async def _ask_broker(workspace: Workspace, platform: Platform, runs: list[tuple[RunState, RunFile]]) -> None:
+async def _ask_broker(workspace: Workspace, platform: Platform, runs: list[tuple[RunState, RunFile]], url: str | None) -> None:
     if not (workspace.broker_folder / "jetstream").is_dir():
         for state, _ in runs:
             state.note = "the broker's store is gone"
+        return
+    if url is not None:
+        await _ask_at(url, platform, runs)
         return
     started: Broker | None = None
     try:
@@ -151,14 +156,18 @@ async def _ask_broker(workspace: Workspace, platform: Platform, runs: list[tuple
             state.note = f"the broker cannot be asked: {error}"
         return
     try:
-        for state, content in runs:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await _look(state, content, url, platform)
-            except (BusError, TimeoutError) as error:
-                state.note = f"the broker cannot be asked: {str(error) or 'timeout'}"
+        await _ask_at(url, platform, runs)
     finally:
         await workspace.release(started, "")
+
+
+async def _ask_at(url: str, platform: Platform, runs: list[tuple[RunState, RunFile]]) -> None:
+    for state, content in runs:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await _look(state, content, url, platform)
+        except (BusError, TimeoutError) as error:
+            state.note = f"the broker cannot be asked: {str(error) or 'timeout'}"
 
 
 async def _look(state: RunState, content: RunFile, url: str, platform: Platform) -> None:

@@ -145,8 +145,13 @@ class Workspace:
         async with self._locked():
             running, started = await self.running_broker(), None
             if running is None:
+                died = self._read_broker()
+                users = [user for user in died.users if user.process.is_alive] if died is not None else []
+                if died is not None and users and port == 0:
+                    # Live runs look for it where it was; their supervisor is about to start it again.
+                    port = died.port
                 started = await start_broker(await self._broker_ground(), platform, port=port)
-                running = BrokerFile.of(started)
+                running = msgspec.structs.replace(BrokerFile.of(started), users=users)
             elif port not in (0, running.port):
                 raise AsearchError(f"this workspace's broker already runs on port {running.port}, not {port}")
             users = [user for user in running.users if user.process.is_alive]

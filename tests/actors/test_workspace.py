@@ -46,3 +46,17 @@ async def test_a_broker_of_dead_users_is_an_orphan(tmp_path: Path) -> None:
     async with asyncio.timeout(5.0):
         await started.process.wait()
     assert await workspace.stop_orphan() is None
+
+
+async def test_a_reader_that_finds_a_live_run_without_its_broker_starts_it_where_the_run_looks_for_it(tmp_path: Path) -> None:
+    workspace, platform = Workspace(tmp_path / "runs"), SystemPlatform()
+    url, first = await workspace.broker(platform, run="a")
+    assert first is not None
+    first.process.kill()
+    await first.process.wait()
+    again, started = await workspace.broker(platform)
+    assert again == url and started is not None
+    await workspace.release(started, "reader")
+    assert await workspace.running_broker() is not None, "the run still needs it"
+    await workspace.release(None, "a")
+    assert await workspace.running_broker() is None
