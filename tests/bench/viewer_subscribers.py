@@ -9,22 +9,18 @@ import argparse
 import asyncio
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 import psutil
 
+from tests.bench.live_run import LiveRun, live_run
+
 N_SUBSCRIBERS = 100
 SETTLE_S = 4.0
 """Longer than the viewer follows TRACE after the last subscriber has left."""
-SETTINGS = ("warmstart.steps=300", "evaluation.before=false", "evaluation.after=false", "viewer.port=0")
 
 
 @dataclass
@@ -77,17 +73,15 @@ async def subscribe(url: str, run: str, seconds: float) -> int:
     return seen[0]
 
 
-def measure(
-    url: str, run: str, supervisor: psutil.Process, broker: psutil.Process, windows: int, window_s: float
-) -> list[Window]:
+def measure(live: LiveRun, windows: int, window_s: float) -> list[Window]:
     """Alternating windows, the first one without subscribers."""
     found: list[Window] = []
     for number in range(2 * windows):
         subscribed = number % 2 == 1
         time.sleep(SETTLE_S)
-        shown, whole = parts(supervisor, broker)
+        shown, whole = parts(live.supervisor, live.broker)
         before = sum(map(cpu_s, shown)), {each: cpu_s(each) for each in whole}
-        n_bytes = asyncio.run(subscribe(url, run, window_s)) if subscribed else time.sleep(window_s) or 0
+        n_bytes = asyncio.run(subscribe(live.url, live.run, window_s)) if subscribed else time.sleep(window_s) or 0
         shown_s = sum(map(cpu_s, shown)) - before[0]
         run_s = sum(cpu_s(each) - was for each, was in before[1].items() if each.is_running())
         found.append(Window(subscribed, shown_s, run_s, n_bytes))
@@ -120,25 +114,8 @@ def main() -> None:
     parser.add_argument("--window-s", type=float, default=6.0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="asearch-bench-") as folder:
-        root = Path(folder) / "runs"
-        argv = [sys.executable, "-m", "actors.cli.main", "train", "toy", "--runs", str(root), "--run", "r", "--steps", "5000"]
-        argv += [part for setting in SETTINGS for part in ("-s", setting)]
-        with (Path(folder) / "log").open("wb") as log:
-            process = subprocess.Popen(argv, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        try:
-            url_file = root / "r" / "viewer.url"
-            deadline_s = time.monotonic() + 240.0
-            while not url_file.is_file():
-                assert process.poll() is None and time.monotonic() < deadline_s, (Path(folder) / "log").read_text()[-2000:]
-                time.sleep(0.5)
-            time.sleep(15.0)
-            broker = psutil.Process(json.loads((root / ".broker" / "broker.json").read_bytes())["process"]["pid"])
-            url = url_file.read_text().strip()
-            windows = measure(url, "r", psutil.Process(process.pid), broker, options.windows, options.window_s)
-        finally:
-            process.terminate()
-            process.wait(90.0)
+    with live_run() as live:
+        windows = measure(live, options.windows, options.window_s)
     result = result_of(windows)
     print(json.dumps(result) if options.json else "\n".join(f"{name:<30} {value}" for name, value in result.items()))
 
