@@ -38,7 +38,7 @@ class Viewer(Actor):
         run_dir, workspace = self.context.run_dir, Workspace(self.context.run_dir.parent)
         source = RunSource(self._content, run_dir, self.bus)
         async with (
-            open_board(source, self.bus, workspace) as self._board,
+            open_board(source, self.bus, workspace, keeps_samples=True) as self._board,
             serving(self._board, workspace, self._wanted_port(), actors_of(self.settings)) as url,
         ):
             (run_dir / URL_FILE).write_text(f"{url}\n")

@@ -1,5 +1,6 @@
 """What the page asks for once: a window of the list, an episode with its surroundings, its tokens, a group."""
 
+import asyncio
 from typing import Any
 
 from actors.page.board import Board
@@ -19,6 +20,8 @@ from schemas.records import StepTokens, TrainedEpisode
 MAX_WINDOW = 500
 MAX_THOUGHT_CHARS = 400
 MAX_MEMBERS = 64
+TRAINED_S = 2.0
+"""How long to wait for what an update recorded, where that is not archived yet."""
 
 
 def window(board: Board, options: dict[str, str]) -> dict[str, Any]:
@@ -90,16 +93,17 @@ async def export(board: Board, name: str) -> str:
 
 
 async def trained_episode(board: Board, row: EpisodeRow) -> tuple[StepTokens, TrainedEpisode] | None:
-    """What the update that took the episode recorded of it."""
+    """What the update that took the episode recorded of it, as far as that can be had soon."""
     step = board.view.report.journal.steps.get(row.step) if row.step is not None else None
     if step is None or step.tokens is None:
         return None
-    data = await board.source.blob(step.tokens)
-    if data is None:
-        return None
     try:
-        tokens = decode_step_tokens(data)
-    except MalformedError:
+        async with asyncio.timeout(TRAINED_S):
+            data = await board.source.blob(step.tokens)
+        tokens = None if data is None else decode_step_tokens(data)
+    except (BusError, TimeoutError, MalformedError):
+        return None
+    if tokens is None:
         return None
     found = next((each for each in tokens.episodes if each.episode == row.episode), None)
     return None if found is None else (tokens, found)

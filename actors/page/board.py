@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -20,9 +19,8 @@ from actors.runtime.broker_watch import store_trouble
 from actors.runtime.bus import Bus, Stored, StreamInfo
 from actors.runtime.following import View, follow
 from actors.runtime.run_source import RunSource
-from actors.runtime.waking import report_failure
 from actors.runtime.workspace import Workspace, is_live
-from asearch.errors import BusError, InputError, StreamRewoundError
+from asearch.errors import AsearchError, BusError, StreamRewoundError
 from asearch.traces.rows import RowTable
 from schemas.topology import TOPOLOGY
 
@@ -46,15 +44,18 @@ log = structlog.get_logger()
 class Board:
     """One run. TRACE is followed only while somebody looks at it."""
 
-    def __init__(self, source: RunSource, bus: Bus, view: View, workspace: Workspace) -> None:
+    def __init__(self, source: RunSource, bus: Bus, view: View, workspace: Workspace, *, keeps_samples: bool = False) -> None:
         self.source = source
         self.bus = bus
         self.view = view
         self.audience = Audience()
         """Who looks at the run as a whole."""
-        self.samples = Samples(source.run_dir)
+        self.samples = Samples(source.run_dir, keeps=keeps_samples)
         self.behaviour = BehaviourFold(ArchiveIndex(source.run_dir / "archive"), MAX_BEHAVIOURS)
-        self.timeline: deque[dict[str, Any]] = deque(maxlen=figures.MAX_TIMELINE)
+        self._marks: dict[int, dict[str, Any]] = {}
+        """The newest moments of POLICY by sequence: they are read from the past and heard as they come."""
+        self._marked = view.report
+        """The report that they belong to: another one begins where the broker has lost the tail of a stream."""
         self.streams: dict[str, StreamInfo] = {}
         self._watched: dict[str, WatchedEpisode] = {}
         self._looked_s: dict[str, float] = {}
@@ -76,6 +77,11 @@ class Board:
         return self.view.rows
 
     @property
+    def timeline(self) -> list[dict[str, Any]]:
+        """The newest moments of the policy in order."""
+        return [self._marks[sequence] for sequence in sorted(self._marks)]
+
+    @property
     def is_live(self) -> bool:
         """Whether the run's supervisor lives."""
         return is_live(self.source.content)
@@ -93,7 +99,7 @@ class Board:
             "streams": figures.stream_figures(self.streams),
             "dead_letters": self.streams["dead"].n_messages if "dead" in self.streams else 0,
             "broker": {"connected": self.bus.is_connected, "trouble": self._trouble},
-            "timeline": list(self.timeline),
+            "timeline": self.timeline,
             "n_episodes": len(self.rows),
         }
 
@@ -117,9 +123,10 @@ class Board:
             try:
                 await found.catch_up()
             except BaseException:
-                self._watched.pop(episode, None)
+                self._close(episode)
                 raise
-        return found
+        # It may have been closed as idle while it was read.
+        return self._watched.setdefault(episode, found)
 
     def need_trace(self) -> None:
         """Somebody looks at what only TRACE tells: stages, and episodes that are under way."""
@@ -137,27 +144,50 @@ class Board:
             if len(watched.audience):
                 self._looked_s[episode] = now_s
             elif now_s - self._looked_s.get(episode, 0.0) >= linger_s:
-                self._watched.pop(episode)
-                self._looked_s.pop(episode, None)
+                self._close(episode)
+
+    def _close(self, episode: str) -> None:
+        """Forget an episode; whoever looks at it is cut off, and opens it anew."""
+        self._looked_s.pop(episode, None)
+        if (watched := self._watched.pop(episode, None)) is not None:
+            watched.audience.cut_off()
+
+    def close(self) -> None:
+        """Cut off all who look: nothing comes any more."""
+        self.audience.cut_off()
+        for episode in list(self._watched):
+            self._close(episode)
 
     # --- what comes ---
 
     def on_folded(self, stored: Stored) -> None:
         """A message of PLAN, OUTCOMES or POLICY was folded."""
         self._changed = True
-        if stored.stream == "policy" and (mark := figures.moment(stored.event)) is not None:
-            self.timeline.append(mark)
+        if stored.stream == "policy":
+            self._mark(stored)
         elif stored.stream == "outcomes" and stored.key and stored.key[-1] in self._watched:
             self._ended.add(stored.key[-1])
+
+    def _mark(self, stored: Stored) -> None:
+        if self._marked is not self.view.report:
+            self._marked = self.view.report
+            self._marks.clear()
+        if (mark := figures.moment(stored.event)) is not None:
+            self._marks[stored.sequence] = mark
+            if len(self._marks) > figures.MAX_TIMELINE:
+                del self._marks[min(self._marks)]
 
     async def _follow_trace(self) -> None:
         """Read TRACE from what it holds while somebody looks; from its start again when the broker has lost a tail."""
         while True:
             await self._trace_needed.wait()
-            begin = self.rows.folded["trace"] + 1
+            rows = self.rows
             try:
-                async with aclosing(self.bus.read("trace", start_sequence=begin)) as reader:
+                async with aclosing(self.bus.read("trace", start_sequence=rows.folded["trace"] + 1)) as reader:
                     async for stored in reader:
+                        if self.rows is not rows:
+                            # Another stream was folded anew, into rows that know nothing of TRACE.
+                            break
                         await self._take_trace(stored)
                         if self.bus.platform.monotonic() - self._needed_s > TRACE_LINGER_S and not self.n_viewers:
                             self._trace_needed.clear()
@@ -171,8 +201,16 @@ class Board:
 
     async def _take_trace(self, stored: Stored) -> None:
         self.rows.fold("trace", stored.sequence, stored.event)
-        if stored.key and (watched := self._watched.get(stored.key[-1])) is not None:
-            await watched.offer(stored)
+        episode = stored.key[-1] if stored.key else ""
+        if (watched := self._watched.get(episode)) is not None:
+            try:
+                await watched.offer(stored)
+            except BusError:
+                raise
+            except Exception:
+                # What one episode's facts say must not end the page.
+                log.exception("a fact cannot be told", episode=episode, sequence=stored.sequence)
+                self._close(episode)
 
     # --- what is shown ---
 
@@ -189,7 +227,7 @@ class Board:
         while True:
             try:
                 await act()
-            except (BusError, InputError) as error:
+            except AsearchError as error:
                 log.warning("the page is behind", why=str(error))
             await self.bus.platform.sleep(period_s)
 
@@ -197,14 +235,25 @@ class Board:
         self._close_idle(LINGER_S)
         self._say_broker()
         for episode in list(self._ended):
+            await self._read_again(episode)
             self._ended.discard(episode)
-            if (watched := self._watched.get(episode)) is not None:
-                await watched.catch_up()
         for episode, watched in self._watched.items():
             if len(watched.audience) and (row := self.rows.rows.get(episode)) is not None:
                 watched.show_row(row)
         if len(self.audience):
             self._show_run()
+
+    async def _read_again(self, episode: str) -> None:
+        """Tell what was recorded since; an episode that cannot be read is closed: opening it says why. Raises BusError."""
+        if (watched := self._watched.get(episode)) is None:
+            return
+        try:
+            await watched.catch_up()
+        except BusError:
+            raise
+        except AsearchError as error:
+            log.warning("an episode cannot be read", episode=episode, why=str(error))
+            self._close(episode)
 
     def _say_broker(self) -> None:
         now = (self.bus.is_connected, self._trouble)
@@ -237,19 +286,23 @@ class Board:
 
 
 @contextlib.asynccontextmanager
-async def open_board(source: RunSource, bus: Bus, workspace: Workspace) -> AsyncGenerator[Board]:
-    """The board of a run, kept up to date until the block is left. Raises BusError."""
+async def open_board(source: RunSource, bus: Bus, workspace: Workspace, *, keeps_samples: bool = False) -> AsyncGenerator[Board]:
+    """The board of a run, kept up to date until the block is left; the block is cancelled where that fails.
+
+    Of all who show a run, its viewer alone `keeps_samples` in the run's folder. Raises BusError.
+    """
     async with follow(bus, source.run_dir, with_rows=True) as view:
-        board = Board(source, bus, view, workspace)
+        board = Board(source, bus, view, workspace, keeps_samples=keeps_samples)
+        view.on_folded = board.on_folded
         async with aclosing(bus.read("policy", follow=False)) as past:
             async for stored in past:
                 board.on_folded(stored)
-        view.on_folded = board.on_folded
-        running = asyncio.create_task(board.run(), name=f"board {source.run}")
-        running.add_done_callback(report_failure)
         try:
-            yield board
+            async with asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(board.run(), name=f"board {source.run}")
+                try:
+                    yield board
+                finally:
+                    running.cancel()
         finally:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
+            board.close()

@@ -14,10 +14,11 @@ from actors.runtime.platform import Platform
 from actors.runtime.run_files import RunFile
 from actors.runtime.run_source import RunSource, choose_run
 from actors.runtime.run_states import RunState, run_states
+from actors.runtime.waking import report_failure
 from actors.runtime.workspace import Workspace
 
 MAX_OTHERS = 4
-"""Other runs that are open at once; the one that was looked at longest ago goes first."""
+"""Other runs that are open at once; the one that was asked for longest ago goes first, those that somebody follows last."""
 RUNS_S = 5.0
 """How old the list of runs may be."""
 
@@ -45,9 +46,15 @@ class Boards:
                 held = await self._open(run)
             self._others[run] = held
             while len(self._others) > MAX_OTHERS:
-                await self._others.pop(next(iter(self._others))).close()
+                await self._others.pop(self._least_missed(run)).close()
         assert held.board is not None  # noqa: S101
         return held.board
+
+    def _least_missed(self, but: str) -> str:
+        """Of the open runs but one, the first that nobody looks at, else the first."""
+        runs = [run for run in self._others if run != but]
+        unseen = (run for run in runs if (board := self._others[run].board) is None or not board.n_viewers)
+        return next(unseen, runs[0])
 
     async def _open(self, run: str) -> "_Held":
         content = choose_run(self._workspace, run)
@@ -94,6 +101,7 @@ class _Held:
         self._ready = asyncio.Event()
         self._closing = asyncio.Event()
         self.task = asyncio.create_task(self._hold(context), name="board of another run")
+        self.task.add_done_callback(report_failure)
 
     async def _hold(self, context: AbstractAsyncContextManager[Board]) -> None:
         async with context as self.board:

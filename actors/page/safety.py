@@ -45,6 +45,8 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problem(404, str(error))
     except BusError as error:
         return problem(503, f"the broker does not answer: {error}")
+    except TimeoutError:
+        return problem(503, "the broker does not answer in time")
     except AsearchError as error:
         return problem(500, str(error))
 

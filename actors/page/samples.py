@@ -42,8 +42,10 @@ def _rounded(value: float | None) -> float | None:
 class Samples:
     """At most MAX_SAMPLES; of a longer run every second one goes, again and again, so that the whole run stays in view."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, keeps: bool = True) -> None:
+        """With `keeps`, what is added is appended to the file too: one process a run may do that."""
         self._path = run_dir / FILE
+        self._keeps = keeps
         self.kept: list[dict[str, Any]] = []
         self.every = 1
         """Of how many samples one is kept."""
@@ -63,14 +65,17 @@ class Samples:
         self._thin()
 
     def add(self, sample: dict[str, Any]) -> None:
-        """Keep a sample, and append it to the file; a file that cannot be written is done without."""
+        """Take a sample; a file that cannot be written is done without."""
         self._n += 1
         if self._n % self.every:
             return
         self.kept.append(sample)
+        is_full = len(self.kept) > MAX_SAMPLES
+        self._thin()
+        if not self._keeps:
+            return
         try:
-            if len(self.kept) > MAX_SAMPLES:
-                self._thin()
+            if is_full:
                 self._path.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in self.kept))
             else:
                 with self._path.open("ab") as file:

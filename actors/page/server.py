@@ -28,6 +28,8 @@ from schemas.topology import key_token
 HOST = "127.0.0.1"
 STATIC = Path(__file__).parent / "static"
 SHUTDOWN_S = 1.0
+ANSWER_S = 10.0
+"""How long an answer may take: the broker is asked for longer, in case that it comes back."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -68,7 +70,9 @@ class Page:
 
     def _of_run(self, answer: Callable[[Board, web.Request], Awaitable[Any]]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
-            return _json(await answer(await self._board(request), request))
+            board = await self._board(request)
+            async with asyncio.timeout(ANSWER_S):
+                return _json(await answer(board, request))
 
         return handle
 
@@ -126,7 +130,9 @@ class Page:
     async def _export(self, request: web.Request) -> web.Response:
         """The file of an episode, to be kept. Its own policy allows the style that it carries, and no script."""
         name = request.match_info["episode"]
-        text = await answers.export(await self._board(request), name)
+        board = await self._board(request)
+        async with asyncio.timeout(ANSWER_S):
+            text = await answers.export(board, name)
         headers = {"Content-Security-Policy": EXPORT_CSP, "Content-Disposition": f'attachment; filename="{key_token(name)}.html"'}
         return web.Response(text=text, content_type="text/html", headers=headers)
 
@@ -140,7 +146,8 @@ class Page:
 
     async def _episode_feed(self, request: web.Request) -> web.StreamResponse:
         board = await self._board(request)
-        watched = await board.watch(request.match_info["episode"])
+        async with asyncio.timeout(ANSWER_S):
+            watched = await board.watch(request.match_info["episode"])
         subscriber = Subscriber(self._platform)
         watched.join(subscriber, request.headers.get("Last-Event-ID") or request.query.get("after", ""))
         return await _serve(request, subscriber, watched.audience)

@@ -6,7 +6,6 @@ had reached.
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 
 from aiohttp import web
 
@@ -39,7 +38,9 @@ class Subscriber:
         self.is_cut_off = False
 
     def put(self, message: bytes) -> None:
-        """Send this, or cut the subscriber off if too much waits already."""
+        """Send this, or cut the subscriber off if too much waits already: what waits is sent, and nothing after it."""
+        if self.is_cut_off:
+            return
         if len(self._waiting) >= MAX_WAITING or self._n_bytes + len(message) > MAX_WAITING_BYTES:
             self.is_cut_off = True
         else:
@@ -50,6 +51,11 @@ class Subscriber:
     def show(self, name: str, message: bytes) -> None:
         """Send this unless something newer of that name comes first."""
         self._shown[name] = message
+        self._signal.set()
+
+    def cut_off(self) -> None:
+        """Send what waits, and end the connection."""
+        self.is_cut_off = True
         self._signal.set()
 
     def _take(self) -> bytes:
@@ -67,7 +73,7 @@ class Subscriber:
                     await self._signal.wait()
                     # What comes together goes out together: one write for many small messages.
                     await self._platform.sleep(GATHER_S)
-                    if data := self._take():
+                    if (data := self._take()) or self.is_cut_off:
                         return data
         except TimeoutError:
             return self._take() or b": still here\n\n"
@@ -76,18 +82,24 @@ class Subscriber:
         """Send until the browser leaves, stops reading, or the server stops."""
         response = web.StreamResponse(headers=HEADERS)
         await response.prepare(request)
-        with suppress(ConnectionError, TimeoutError):
+        try:
             await _write(response, b"retry: 1000\n\n")
             while not self.is_cut_off:
                 await _write(response, await self._next())
-        if request.transport is not None:
-            request.transport.abort()
+            # A long story goes out in parts: the browser comes back with the position that it has reached.
+            await _write(response, self._take())
+        except (ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()
+        else:
+            response.force_close()
         return response
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:
     async with asyncio.timeout(WRITE_TIMEOUT_S):
-        await response.write(data)
+        if data:
+            await response.write(data)
 
 
 class Audience:
@@ -106,6 +118,11 @@ class Audience:
     def leave(self, subscriber: Subscriber) -> None:
         """Let one go."""
         self._members.discard(subscriber)
+
+    def cut_off(self) -> None:
+        """Send to all what waits for them, and end their connections."""
+        for member in self._members:
+            member.cut_off()
 
     def put(self, message: bytes) -> None:
         """Send to all, in order."""

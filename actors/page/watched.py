@@ -55,10 +55,13 @@ class WatchedEpisode:
         """
         async with self._turn:
             record = await self._source.record(self.episode)
-            if [fact.id for fact in record.facts[: len(self._told)]] != self._told:
+            if [fact.id for fact in record.facts[: len(self._told)]] != self._told or self._outcome_differs(record):
                 self._forget()
                 self.audience.put(sse("reset", b"{}"))
             await self._tell_rest(record)
+
+    def _outcome_differs(self, record: EpisodeRecord) -> bool:
+        return self.has_ended and (record.outcome is None or record.outcome.id != self.items[-1]["id"])
 
     async def _tell_rest(self, record: EpisodeRecord) -> None:
         done = len(self._told)

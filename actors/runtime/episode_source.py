@@ -1,5 +1,7 @@
 """Finding an episode of a run and telling it."""
 
+import asyncio
+
 import msgspec
 
 from actors.runtime.run_source import RunSource
@@ -12,6 +14,9 @@ from asearch.traces.told import TokenText, ToldEpisode, told
 from schemas.events import AnswerKeyStored, EpisodeRequested
 from schemas.records import AnswerKey
 from schemas.topology import key_token
+
+KEY_S = 2.0
+"""How long to wait for references: an episode that is archived is told without the broker too."""
 
 
 async def told_episode(source: RunSource, wanted: str) -> ToldEpisode:
@@ -52,11 +57,12 @@ def _row(table: RowTable, name: str, request: EpisodeRequested | None) -> Episod
 
 
 async def answer_key(source: RunSource, task: str) -> AnswerKey | None:
-    """The references of a task, None where nobody knows them any more."""
+    """The references of a task, None where nobody knows them any more, or the broker does not say within KEY_S."""
     if source.bus is None or not task:
         return None
     try:
-        stored = await source.bus.get_last(AnswerKeyStored, key_token(task))
-    except AsearchError:
+        async with asyncio.timeout(KEY_S):
+            stored = await source.bus.get_last(AnswerKeyStored, key_token(task))
+    except (AsearchError, TimeoutError):
         return None
     return stored.event.key if stored is not None and isinstance(stored.event, AnswerKeyStored) else None

@@ -1,6 +1,7 @@
 """The viewer as a server: what it answers, whom it refuses, and feeds that lose and repeat nothing."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -114,7 +115,10 @@ class Feed:
         found, data = "", b""
         async with asyncio.timeout(timeout_s):
             while True:
-                line = (await self._answer.content.readline()).rstrip(b"\n")
+                read = await self._answer.content.readline()
+                if not read:
+                    raise EOFError
+                line = read.rstrip(b"\n")
                 if line.startswith(b"event: "):
                     found = line[7:].decode()
                 elif line.startswith(b"id: "):
@@ -327,6 +331,48 @@ async def test_who_does_not_read_is_cut_off_and_others_do_not_notice(served: Ser
                 pass
     writer.close()
     del reader
+
+
+async def test_a_story_longer_than_what_may_wait_comes_in_parts(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    await served.play("e1")
+    async with served.feed("/episodes/e1/feed") as feed:
+        whole = [item["id"] for item in await feed.items()]
+    monkeypatch.setattr(subscribers, "MAX_WAITING", 3)
+    found: list[str] = []
+    position = ""
+    async with asyncio.timeout(20.0):
+        while len(found) < len(whole):
+            async with served.feed("/episodes/e1/feed", position) as feed:
+                with contextlib.suppress(EOFError):
+                    while len(found) < len(whole):
+                        found.append((await feed.next("item"))["id"])
+                position = feed.position
+    assert found == whole
+
+
+async def test_a_board_that_closes_ends_its_feeds(served: Served) -> None:
+    assert served.viewer is not None
+    async with served.feed("/feed") as feed:
+        await feed.next("run")
+        assert served.viewer._board is not None
+        served.viewer._board.close()
+        with pytest.raises(EOFError):
+            while True:
+                await feed.next("run", timeout_s=5.0)
+
+
+async def test_a_broker_that_is_silent_is_not_waited_for_long(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from actors.page import server
+
+    async def silent(*_: Any) -> None:
+        await asyncio.sleep(30.0)
+
+    monkeypatch.setattr(server, "ANSWER_S", 0.1)
+    assert served.viewer is not None and served.viewer._board is not None
+    monkeypatch.setattr(served.viewer._board.source, "record", silent)
+    for path in ("/episodes/e1", "/episodes/e1/feed", "/episodes/e1/tokens"):
+        async with served.client.get(f"{served.url}api/runs/{served.stage.run}{path}") as answer:
+            assert answer.status == 503
 
 
 def test_a_slow_reader_costs_no_more_than_its_bound() -> None:
