@@ -101,7 +101,6 @@ class _Held:
         self._ready = asyncio.Event()
         self._closing = asyncio.Event()
         self.task = asyncio.create_task(self._hold(context), name="board of another run")
-        self.task.add_done_callback(report_failure)
 
     async def _hold(self, context: AbstractAsyncContextManager[Board]) -> None:
         async with context as self.board:
@@ -115,6 +114,7 @@ class _Held:
         ready.cancel()
         if self.task.done():
             self.task.result()
+        self.task.add_done_callback(report_failure)
 
     async def close(self) -> None:
         """Close the board."""
