@@ -221,7 +221,8 @@ class Wire:
     async def close(self) -> None:
         """Close without flushing."""
         self._closing = True
-        with contextlib.suppress(NatsError, OSError):
+        # uvloop calls writing to a connection that has broken a RuntimeError.
+        with contextlib.suppress(NatsError, OSError, RuntimeError):
             await self.client.close()
 
     async def listen(self, subject: str, handler: PacketHandler) -> Inlet:

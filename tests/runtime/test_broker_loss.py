@@ -32,6 +32,19 @@ async def restart(broker: Broker, how: str) -> Broker:
     return await start_broker(broker.folder, SystemPlatform(), port=broker.port)
 
 
+async def test_a_connection_that_broke_is_closed_quietly(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uvloop raises a RuntimeError where asyncio's own loop writes into the void."""
+    bus = await connect(broker.url, f"t{uuid.uuid4().hex[:10]}", "viewer", SystemPlatform())
+    close = bus._wire.client.close
+
+    async def broken() -> None:
+        await close()
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    monkeypatch.setattr(bus._wire.client, "close", broken)
+    await bus.close()
+
+
 class Traffic:
     """Writers, a following reader, a durable queue and a core subscription that all go on through a broker restart."""
 
