@@ -106,10 +106,8 @@ class Recorder(Actor):
             for line in read_outcomes(self._outcome_file.path):
                 if line.outcome is not None and line.sequence <= self._episode_file.last:
                     self._names.add(line.outcome.episode)
-        except msgspec.DecodeError as error:
-            raise ArchiveError(
-                f"{self._outcome_file.path} cannot be read: {error}; move it away, and the streams' rest is kept"
-            ) from error
+        except ArchiveError as error:
+            raise ArchiveError(f"{error}, or move it away, and the streams' rest is kept") from error
 
     async def _check_archive(self) -> None:
         """What is archived was once in OUTCOMES: a broker that ends before was put back to an older state."""

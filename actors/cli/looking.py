@@ -67,7 +67,10 @@ def looked(root: Path, run: str | None, work: Callable[[RunSource], Awaitable[T]
         async with open_run(Workspace(root), run, SystemPlatform(), ACTOR) as source:
             if source.bus is None:
                 note(f"the broker's store of run '{source.run}' is gone, or was never written: only its archive is read")
-            return await work(source)
+            found = await work(source)
+            for problem in source.problems:
+                note(problem)
+            return found
 
     return finishing(opened)
 

@@ -129,15 +129,22 @@ def _sync_folder(folder: Path) -> None:
 def read_outcomes(path: Path) -> Iterator[ArchivedOutcome]:
     """The lines of `outcomes.jsonl`; none where there is no such file. A last line without its end is left out.
 
-    Raises msgspec.DecodeError for a line that cannot be read.
+    Raises ArchiveError for a line that cannot be read: without it no count would be right.
     """
     try:
         with path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
-                    yield decode_outcome(line)
+                    yield _outcome(path, number, line)
     except FileNotFoundError:
         return
+
+
+def _outcome(path: Path, number: int, line: bytes) -> ArchivedOutcome:
+    try:
+        return decode_outcome(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ArchiveError(f"{path}, line {number} cannot be read: {error}; put back a copy of the file that is whole") from error
 
 
 class EpisodeNames:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from schemas.archive import EPISODES, ArchivedEpisode
+from schemas.archive import EPISODES
 
 _HEAD = re.compile(rb'\{"episode":"((?:[^"\\]|\\.)*)"')
 BLOCK_BYTES = 1 << 22
@@ -22,6 +22,8 @@ class ArchiveIndex:
         self.path = folder / EPISODES
         self._at: dict[str, tuple[int, int]] = {}
         self._end = 0
+        self.n_unnamed = 0
+        """Lines whose name cannot be read."""
 
     def __len__(self) -> int:
         return len(self._at)
@@ -57,8 +59,13 @@ class ArchiveIndex:
 
     def _add(self, head: bytes, begin: int, n_bytes: int) -> None:
         found = _HEAD.match(head)
-        if found is not None:
-            name = msgspec.json.decode(b'"' + found[1] + b'"')
+        try:
+            name = msgspec.json.decode(b'"' + found[1] + b'"', type=str) if found is not None else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            name = None
+        if name is None:
+            self.n_unnamed += 1
+        else:
             self._at[name] = (begin, n_bytes)
 
     def line(self, episode: str) -> bytes:
@@ -67,10 +74,3 @@ class ArchiveIndex:
         with self.path.open("rb") as file:
             file.seek(begin)
             return file.read(n_bytes).rstrip(b"\n")
-
-    def read(self, episode: str) -> ArchivedEpisode:
-        """What is archived of an episode. Raises KeyError, msgspec.DecodeError."""
-        return _decoder.decode(self.line(episode))
-
-
-_decoder = msgspec.json.Decoder(ArchivedEpisode)

@@ -10,7 +10,8 @@ import msgspec
 
 from actors.runtime.archive import read_outcomes
 from actors.runtime.bus import Bus, Stored
-from schemas.archive import EPISODES, OUTCOMES, ArchivedEpisode
+from actors.runtime.episode_lines import EpisodeLineError, decode_episode, episode_named
+from schemas.archive import EPISODES, OUTCOMES
 from schemas.codec import encode
 from schemas.events import Event
 from schemas.topology import subject
@@ -53,7 +54,13 @@ class _At(msgspec.Struct, gc=False):
 
 
 _heads = msgspec.json.Decoder(_Head)
-_episodes = msgspec.json.Decoder(ArchivedEpisode)
+
+
+def _first_sequence(line: bytes) -> int:
+    try:
+        return min(_heads.decode(line).sequences, default=0)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EpisodeLineError(f"the line of episode '{episode_named(line)}' in the archive cannot be read: {error}") from error
 
 
 def _facts(path: Path, run: str) -> Iterator[ArchivedMessage]:
@@ -67,7 +74,7 @@ def _facts(path: Path, run: str) -> Iterator[ArchivedMessage]:
         with path.open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
-                    begins.append((min(_heads.decode(line).sequences, default=0), at))
+                    begins.append((_first_sequence(line), at))
                 at += len(line)
     except FileNotFoundError:
         return
@@ -78,7 +85,7 @@ def _facts(path: Path, run: str) -> Iterator[ArchivedMessage]:
             while held and held[0][0] < first:
                 yield heapq.heappop(held)[2]
             file.seek(place)
-            entry = _episodes.decode(file.readline())
+            entry = decode_episode(file.readline())
             sequences = entry.sequences or [0] * len(entry.facts)
             for number, (sequence, fact) in enumerate(zip(sequences, entry.facts, strict=False)):
                 if not sequence:

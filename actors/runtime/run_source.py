@@ -15,7 +15,7 @@ from pathlib import Path
 from actors.runtime.archive import read_outcomes
 from actors.runtime.archive_index import ArchiveIndex
 from actors.runtime.bus import Bus, Stored
-from actors.runtime.episode_lines import damaged, decode_episode
+from actors.runtime.episode_lines import EpisodeLineError, damaged, decode_episode
 from actors.runtime.jetstream import connect
 from actors.runtime.jsapi import STREAM_MISSING, ApiRefusal
 from actors.runtime.platform import Platform
@@ -47,6 +47,8 @@ class RunSource:
         self.archive = ArchiveIndex(run_dir / "archive")
         self.url = content.broker_url
         """Where the broker is."""
+        self.problems: list[str] = []
+        """What could not be read and was left out."""
         self.missing_model = ""
         """Why texts of prompts cannot be told, where the run's model folder is of no use."""
         self._loaded: tuple[Agent, Tokenizer] | None = None
@@ -82,8 +84,14 @@ class RunSource:
     def _rows_of_archive(self, table: RowTable) -> None:
         """Without the broker's store the requests of archived episodes are known, and no verdict."""
         self.archive.refresh()
+        if self.archive.n_unnamed:
+            self.problems.append(f"{self.archive.n_unnamed} lines of {self.archive.path} are left out: they name no episode")
         for number, episode in enumerate(self.archive, 1):
-            entry = self.archive.read(episode)
+            try:
+                entry = decode_episode(self.archive.line(episode))
+            except EpisodeLineError as error:
+                self.problems.append(f"{episode} is left out: {error}")
+                continue
             taken = next((fact for fact in entry.facts if isinstance(fact, EpisodeTaken)), None)
             if taken is not None:
                 table.fold("plan", number, taken.request)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.runtime.episode_lines import damaged
+from actors.runtime.episode_lines import damaged, decode_episode
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_source import RunSource, open_run
 from actors.runtime.workspace import Workspace
@@ -95,7 +95,7 @@ async def check_run(workspace: Workspace, run: str) -> Counter[str]:
         assert left <= {step.tokens.episode for step in steps if step.tokens is not None}
         for episode in source.archive:
             assert damaged(source.archive.line(episode)) == []
-            facts = source.archive.read(episode).facts
+            facts = decode_episode(source.archive.line(episode)).facts
             first = [each.request_hash for each in facts if isinstance(each, TokensGenerated) and each.offset == 0]
             assert all(len(each) == 16 for each in first)
     assert seen["steps"] > 0 and seen["on_policy"] > 0, seen
