@@ -50,10 +50,13 @@ class Grader(Actor):
         if not won:
             self.log.info("the episode has an outcome already", episode=event.episode, event_id=outcome.id)
             return
+        said = {"episode": event.episode, "event_id": outcome.id}
         if isinstance(outcome, EpisodeGraded):
             self._n_graded += 1
+            self.log.info("episode graded", **said, reward=outcome.reward.value, correct=outcome.correct)
         else:
             self._n_dropped += 1
+            self.log.warning("episode not graded", **said, why=f"{outcome.reason}: {outcome.message}")
 
     async def poisoned(self, stored: Stored) -> None:
         """An episode whose end cannot be graded is dead; its group must not wait for it."""

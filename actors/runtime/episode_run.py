@@ -299,31 +299,31 @@ class EpisodeRun:
             generated_blob = await self.bus.put_blob(request.episode, encode_generated(generated))
             generated = []
         await self.platform.fault("driver.blob_stored")
-        await self.trace.append(
-            EpisodeFinished(
-                **self._stamp("finished"),
-                group=request.group,
-                member=request.member,
-                members=request.members,
-                slot=request.slot,
-                purpose=request.purpose,
-                task=request.task.id,
-                status=told.status,
-                answer=told.answer,
-                generated=generated,
-                generated_blob=generated_blob,
-                tool_log=told.tool_log,
-                trajectory=blob,
-                n_turns=told.n_turns,
-                n_tokens_generated=told.n_tokens_generated,
-                refill=request.refill,
-                label=request.label,
-                elapsed_ns=held_ns,
-                requested_ns=request.at_ns,
-                oldest=told.oldest,
-                meta=request.task.meta,
-            )
+        finished = EpisodeFinished(
+            **self._stamp("finished"),
+            group=request.group,
+            member=request.member,
+            members=request.members,
+            slot=request.slot,
+            purpose=request.purpose,
+            task=request.task.id,
+            status=told.status,
+            answer=told.answer,
+            generated=generated,
+            generated_blob=generated_blob,
+            tool_log=told.tool_log,
+            trajectory=blob,
+            n_turns=told.n_turns,
+            n_tokens_generated=told.n_tokens_generated,
+            refill=request.refill,
+            label=request.label,
+            elapsed_ns=held_ns,
+            requested_ns=request.at_ns,
+            oldest=told.oldest,
+            meta=request.task.meta,
         )
+        await self.trace.append(finished)
+        _say_finished(finished)
 
     async def drop(self, reason: str, message: str) -> None:
         """Give the episode the outcome `dropped`. Raises Abandoned if it is another driver's or has ended, BusError."""
@@ -344,3 +344,16 @@ class EpisodeRun:
             attempt=self.request.attempt,
             driver=self.driver,
         )
+
+
+def _say_finished(finished: EpisodeFinished) -> None:
+    """The one line of an episode that met no trouble."""
+    log.info(
+        "episode finished",
+        episode=finished.episode,
+        event_id=finished.id,
+        status=finished.status,
+        turns=finished.n_turns,
+        tokens=finished.n_tokens_generated,
+        elapsed_s=round(finished.elapsed_ns / 1e9, 3),
+    )

@@ -4,6 +4,7 @@ import asyncio
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from actors import driver as module
 from actors.driver import Driver
@@ -98,9 +99,11 @@ def cast(stage: Stage, model_dir: str, tokenizer: Tokenizer, monkeypatch: pytest
 async def test_an_episode_with_a_search_is_recorded_and_finished(cast: Cast) -> None:
     await cast.engine(search_then_answer)
     await cast.tool()
-    held = await cast.driver()
-    await cast.ask(request())
-    (finished,) = await cast.stage.wait_for("trace", EpisodeFinished)
+    with capture_logs() as lines:
+        held = await cast.driver()
+        await cast.ask(request())
+        (finished,) = await cast.stage.wait_for("trace", EpisodeFinished)
+        await until(lambda: held.gauges()["n_done"] == 1)
     assert isinstance(finished, EpisodeFinished)
     assert (finished.status, finished.answer, finished.n_turns) == ("answered", "red", 2)
     assert [type(event) for event in await cast.trace()] == [
@@ -111,7 +114,9 @@ async def test_an_episode_with_a_search_is_recorded_and_finished(cast: Cast) -> 
         TokensGenerated,
         EpisodeFinished,
     ]
-    await until(lambda: held.gauges()["n_done"] == 1)
+    (line,) = [line for line in lines if line.get("episode") == "e1"]
+    assert (line["event"], line["event_id"], line["turns"]) == ("episode finished", finished.id, 2)
+    assert (line["tokens"], line["elapsed_s"]) == (finished.n_tokens_generated, round(finished.elapsed_ns / 1e9, 3))
 
 
 async def test_a_driver_that_is_refused_abandons_the_episode(cast: Cast) -> None:

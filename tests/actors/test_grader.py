@@ -1,10 +1,12 @@
 """The grader writes one outcome, and infrastructure failures are not scored."""
 
+from structlog.testing import capture_logs
+
 from actors.grader import Grader
 from schemas.events import AnswerKeyStored, EpisodeDead, EpisodeDropped, EpisodeFinished, EpisodeGraded
 from schemas.records import AnswerKey, BlobRef, ToolUse
 from tests.actors.conftest import Stage
-from tests.runtime.facts import dropped
+from tests.runtime.facts import dropped, until
 
 
 def finished(episode: str, task: str = "task", answer: str = "red", **more: object) -> EpisodeFinished:
@@ -42,6 +44,20 @@ async def test_right_and_wrong_answers_get_their_rewards(stage: Stage) -> None:
     found = {event.episode: event for event in await stage.wait_for("outcomes", EpisodeGraded, n=2)}  # type: ignore[attr-defined]
     assert (found["e1"].reward.value, found["e1"].correct) == (1.0, True)  # type: ignore[attr-defined]
     assert (found["e2"].reward.value, found["e2"].correct) == (0.0, False)  # type: ignore[attr-defined]
+
+
+async def test_every_outcome_is_a_line_of_the_log(stage: Stage) -> None:
+    with capture_logs() as lines:
+        await graders(stage)
+        driver = await stage.connect("driver")
+        await driver.append(finished("e1"), "e1")
+        await driver.append(finished("e2", task="unknown"), "e2")
+        await stage.wait_for("outcomes", n=2)
+        await until(lambda: sum("event_id" in line for line in lines) == 2)
+    said = {line["episode"]: line for line in lines if "episode" in line}
+    assert (said["e1"]["event"], said["e1"]["reward"], said["e1"]["event_id"]) == ("episode graded", 1.0, "outcome-e1")
+    assert (said["e2"]["event"], said["e2"]["log_level"]) == ("episode not graded", "warning")
+    assert "grader_outage" in said["e2"]["why"]
 
 
 async def test_a_page_that_contains_an_answer_changes_nothing(stage: Stage) -> None:
