@@ -7,6 +7,7 @@ subscription: their callbacks run in the read loop and must neither block nor aw
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -23,6 +24,7 @@ RECONNECT_WAIT_S = 0.1
 PING_INTERVAL_S = 10
 MAX_UNSENT_BYTES = 16 << 20
 NO_RESPONDERS = 503
+_USER = re.compile(r"(?<=://)[^/\s]*@|^[^/\s]*@")
 SETTLE_S = 3.0
 """How long after a reconnect silence on a subject may mean that its listener is not connected again yet."""
 
@@ -63,6 +65,11 @@ def header_block(**fields: str | None) -> bytes | None:
     if block.count(b"\n") != len(lines) + 2:
         raise BusError(f"a header value has a line break: {lines}")
     return block
+
+
+def without_user(url: str) -> str:
+    """A broker's url as it may be logged: without the user and the password that it may name."""
+    return _USER.sub("", url)
 
 
 PacketHandler = Callable[[Packet], None]
@@ -162,7 +169,9 @@ class Wire:
         except (TimeoutError, OSError, NatsError) as error:
             await self.close()
             reason = f"{type(error).__name__} {error}".strip()
-            raise BusError(f"no NATS server at {self.url} within {timeout_s:g} s ({reason}): is the broker up?") from error
+            raise BusError(
+                f"no NATS server at {without_user(self.url)} within {timeout_s:g} s ({reason}): is the broker up?"
+            ) from error
 
     async def _connect(self) -> None:
         while True:
@@ -190,7 +199,7 @@ class Wire:
     async def _on_error(self, error: Exception) -> None:
         self.counters["n_broker_errors"] += 1
         if not self._closing and not isinstance(error, ConnectionRefusedError):
-            log.warning("broker connection of %s: %s %s", self.name, type(error).__name__, error)
+            log.warning("broker connection of %s: %s %s", self.name, type(error).__name__, without_user(str(error)))
 
     async def _on_disconnect(self) -> None:
         self.connected.clear()
@@ -199,7 +208,7 @@ class Wire:
         self._fail_waiting(DisconnectedError(f"{self.name} lost the broker while it waited for an answer"))
         if not self._closing:
             self.counters["n_disconnects"] += 1
-            log.warning("%s lost the broker at %s; reconnecting", self.name, self.url)
+            log.warning("%s lost the broker at %s; reconnecting", self.name, without_user(self.url))
 
     async def _on_reconnect(self) -> None:
         self.n_reconnects += 1
