@@ -106,6 +106,25 @@ def test_the_log_of_an_actor_names_traces() -> None:
     assert (line["trace_id"], line["event_id"]) == (f"{trace_id('r', EPISODE):032x}", "x")
 
 
+def test_lines_of_the_standard_librarys_loggers_are_json_too() -> None:
+    code = (
+        "import logging, structlog\n"
+        "from actors.runtime.logs import configure_logs\n"
+        "configure_logs()\n"
+        "structlog.contextvars.bind_contextvars(run='r', actor='a')\n"
+        "logging.getLogger('named').warning('said %s', 'a \"quoted\"\\nword')\n"
+        "try:\n"
+        "    1 / 0\n"
+        "except ZeroDivisionError:\n"
+        "    logging.getLogger('named').exception('failed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    said, failed = (json.loads(line) for line in done.stderr.splitlines())
+    assert (said["event"], said["logger"], said["level"], said["run"]) == ('said a "quoted"\nword', "named", "warning", "r")
+    assert "timestamp" in said
+    assert "ZeroDivisionError" in failed["exception"]
+
+
 def test_a_run_refuses_an_environment_that_cannot_be_obeyed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "actors.cli.main", "train", "toy", "--runs", str(tmp_path), "--run", "r"]
     environment = os.environ | {"OTEL_TRACES_EXPORTER": "zipkin"}
