@@ -10,7 +10,7 @@ import click
 from actors.cli import looking
 from actors.cli.columns import table, terminal_width
 from actors.runtime.run_source import RunSource
-from asearch.traces.filters import SORTS, EpisodeFilter, filter_of
+from asearch.traces.filters import ENDINGS, PURPOSES, SORTS, EpisodeFilter, filter_of
 from asearch.traces.plain_text import folded_line
 from asearch.traces.rows import FATES, STAGES, EpisodeRow, RowTable
 
@@ -23,10 +23,10 @@ HELP = {
     "text": "A part of question, answer, task or name.",
     "task": "A task.",
     "group": "A group.",
-    "purpose": "train, eval or synthesis.",
+    "purpose": f"One of {', '.join(PURPOSES)}.",
     "label": "Which evaluation: before, after.",
     "stage": f"open, ended, or one of {', '.join(STAGES)}.",
-    "ending": "answered, forced, ended, malformed or exhausted.",
+    "ending": f"One of {', '.join(ENDINGS)}.",
     "fate": f"One of {', '.join(FATES)}.",
     "reason": "Why it was dropped, died or was discarded.",
     "version": "The oldest policy version among its tokens: 1.3, or the step alone.",

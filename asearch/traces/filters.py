@@ -1,15 +1,20 @@
 """Which rows of the list are shown: the same filter for the command line and the page."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from asearch.errors import ConfigError
-from asearch.traces.rows import EpisodeRow
+from asearch.traces.rows import FATES, STAGES, EpisodeRow
 
 SORTS = ("requested", "ended", "reward", "turns", "tokens", "searches", "elapsed")
+
+ENDINGS = ("answered", "forced", "ended", "malformed", "exhausted", "stopped")
+PURPOSES = ("train", "eval", "synthesis")
+_VERSION = re.compile(r"\d+(\.\d*)?\Z", re.ASCII)
 
 
 class EpisodeFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,4 +119,18 @@ def filter_of(options: Mapping[str, str]) -> EpisodeFilter:
         raise ConfigError(f"this filter cannot be read: {error}") from error
     if found.sort not in SORTS:
         raise ConfigError(f"episodes cannot be sorted by {found.sort!r}; known are {', '.join(SORTS)}")
+    _check_values(found)
     return found
+
+
+def _check_values(wanted: EpisodeFilter) -> None:
+    """Raises ConfigError for a value that no episode can have: an empty list would be taken for an answer."""
+    known = {"stage": ("open", "ended", *STAGES), "ending": ENDINGS, "fate": FATES, "purpose": PURPOSES}
+    for name, values in known.items():
+        value = getattr(wanted, name)
+        if value and value not in values:
+            near = difflib.get_close_matches(value, values, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(values)}"
+            raise ConfigError(f"no episode has {name} {value!r}; {hint}")
+    if wanted.version and not _VERSION.match(wanted.version):
+        raise ConfigError(f"{wanted.version!r} is no policy version: write lineage and step as 1.3, or the step alone")
