@@ -9,6 +9,7 @@ import click
 import msgspec
 import uvloop
 
+from actors.cli import looking
 from actors.runtime.parquet_archive import ArchiveReport, write_archive
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_source import open_run
@@ -20,7 +21,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("archive")
-@click.argument("run", required=False)
+@looking.run_argument
 @click.option("--runs", "root", type=_PATH, default=Path("runs"), show_default=True, help="Folder of the runs.")
 @click.option("--out", type=_PATH, help="Folder of the files; the run's own unless given.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line: rows, accounting, files.")

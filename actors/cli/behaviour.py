@@ -7,6 +7,7 @@ from typing import Any
 import click
 import msgspec
 
+from actors.cli import looking
 from actors.runtime.archive_index import ArchiveIndex
 from actors.runtime.behaviour_fold import BehaviourFold
 from actors.runtime.run_source import choose_run
@@ -16,7 +17,7 @@ from asearch.traces.behaviour import COUNTS, FLAGS, RULES
 
 
 @click.command("behaviour")
-@click.argument("run", required=False)
+@looking.run_argument
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--sample", type=click.IntRange(min=0), default=0, help="Read so many episodes, always the same; 0 reads all.")
 @click.option("--buckets", type=click.IntRange(min=1), default=8, show_default=True, help="Ranges of policy steps.")

@@ -12,6 +12,7 @@ import click
 import msgspec
 import uvloop
 
+from actors.cli import looking
 from actors.runtime.ended_episodes import fold_record
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_source import RunSource, open_run
@@ -44,7 +45,7 @@ class Wanted:
 
 
 @click.command("dataset")
-@click.argument("run", required=False)
+@looking.run_argument
 @click.option("--runs", "root", type=_PATH, default=Path("runs"), show_default=True, help="Folder of the runs.")
 @click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="sft: episodes as chat messages; rft: of "
               "these the best right ones of each task; dpo: a better and a worse one of a group.")  # fmt: skip

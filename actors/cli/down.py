@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from actors.cli import looking
 from actors.runtime.run_files import RunFile
 from actors.runtime.workspace import Workspace, is_live
 
@@ -18,10 +19,10 @@ TIMEOUT_S = 180.0
 
 
 @click.command("down")
-@click.option("--run", "run", help="The run to stop; all live runs unless given.")
+@looking.run_argument
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 def down(run: str | None, root: Path) -> None:
-    """Stop live runs: open episodes are given up, the trainer checkpoints, every process ends.
+    """Stop RUN, or all live runs: open episodes are given up, the trainer checkpoints, every process ends.
 
     A broker that a killed run has left behind is stopped too.
     """

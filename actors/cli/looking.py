@@ -1,11 +1,7 @@
 """What the commands that look at runs share: their options, how a run is opened, how output ends."""
 
 import asyncio
-import contextlib
-import errno
 import functools
-import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +11,7 @@ import msgspec
 import uvloop
 from click.shell_completion import CompletionItem
 
+from actors.cli.output import forget_stdout
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_source import RunSource, open_run
 from actors.runtime.workspace import Workspace
@@ -87,29 +84,18 @@ def finishing(work: Callable[[], Awaitable[T]]) -> T | None:
         except KeyboardInterrupt:
             return None
         except BrokenPipeError:
-            _forget_stdout()
+            forget_stdout()
             return None
         except BaseExceptionGroup as group:
             if group.split(BrokenPipeError)[1] is not None:
                 raise
-            _forget_stdout()
+            forget_stdout()
             return None
-
-
-def _forget_stdout() -> None:
-    """Nobody reads it any more: what is still buffered goes nowhere, quietly."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(line: str) -> None:
     """A line on stdout. Raises BrokenPipeError where nobody reads it."""
-    try:
-        click.echo(line)
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise BrokenPipeError from error
-        raise
+    click.echo(line)
 
 
 def say_json(content: object) -> None:

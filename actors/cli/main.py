@@ -5,7 +5,8 @@ import sys
 
 import click
 
-from asearch.errors import AsearchError
+from actors.cli.output import forget_stdout, unwritable
+from asearch.errors import AsearchError, InputError
 
 COMMANDS = {
     "up": "actors.cli.up",
@@ -78,6 +79,16 @@ SECTIONS = {
 class LazyGroup(click.Group):
     """Imports a subcommand's module when it is called, so that `asearch --help` stays quick."""
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the subcommand. A reader of our output that leaves, as `head` does, ends it without a word."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            forget_stdout()
+            ctx.exit(0)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the table."""
         return list(COMMANDS)
@@ -110,12 +121,19 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command; errors of ours are printed without a traceback and give their exit code."""
+    """Run the command; errors of ours, and files that cannot be written, are said without a traceback."""
     try:
         cli(standalone_mode=True)
     except AsearchError as error:
         click.secho(f"error: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
+    except OSError as error:
+        said, status = unwritable(error), 1 if error.filename is None else InputError.exit_code
+        if said is None:
+            raise
+        forget_stdout()
+        click.secho(f"error: {said}", err=True, fg="red")
+        sys.exit(status)
     except BaseExceptionGroup as group:
         known = _first_of_ours(group)
         if known is None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import click
 import msgspec
 
+from actors.cli import looking
 from actors.cli.replay import clear_progress, json_option, progress_on_terminal, runs_option, with_run
 from actors.cli.replaying.continuing import changed
 from actors.cli.replaying.regrading import regrade_run
 from actors.runtime.run_source import RunSource
+from asearch.errors import ConfigError
 from asearch.traces.regrading import Summary
 
 OF_USE = ("rewards.", "trainer.advantage")
@@ -27,18 +29,20 @@ class Told(msgspec.Struct, kw_only=True):
 
 
 @click.command("regrade")
-@click.argument("run")
+@looking.run_argument
 @click.option("--grader", "grader", help="Name of the reward; the run's own unless given.")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. rewards.normalise=squad.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File of one row an episode: .jsonl or .parquet.")
 @json_option
 @runs_option
-def regrade(run: str, grader: str | None, overrides: tuple[str, ...], out: Path | None, as_json: bool, root: Path) -> None:
-    """Grade all graded episodes of RUN again, and compute their advantages again by group.
+def regrade(run: str | None, grader: str | None, overrides: tuple[str, ...], out: Path | None, as_json: bool, root: Path) -> None:
+    """Grade all graded episodes of RUN (the live one, else the newest) again, and compute their advantages again by group.
 
     Advantages are those of trainer.advantage over the graded members of a group. Exit status: 0 done, 1 some episodes could not
     be graded, 2 no such run or reward.
     """
+    if out is not None and out.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(f"--out {out} must end in .jsonl or .parquet")
 
     async def work(source: RunSource) -> tuple[Told, Summary]:
         settings = changed(source.content.settings, overrides, grader, OF_USE)

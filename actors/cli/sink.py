@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import uvloop
 
+from actors.cli import looking
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_source import choose_run, open_run
 from actors.runtime.workspace import Workspace, is_live
@@ -15,15 +16,13 @@ from actors.sinks.feeding import feed
 from actors.sinks.points import Sink, Written
 from asearch.errors import InputError
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def _common(command: F) -> F:
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every sink."""
     runs = click.Path(path_type=Path)
     command = click.option("--once", is_flag=True, help="Write what there is and stop, though the run goes on.")(command)
     command = click.option("--runs", "root", type=runs, default=Path("runs"), show_default=True, help="Folder of runs.")(command)
-    return click.argument("run", required=False)(command)
+    return looking.run_argument(command)
 
 
 @click.group("sink")

@@ -8,6 +8,7 @@ import click
 import msgspec
 import uvloop
 
+from actors.cli import looking
 from actors.cli.plain import phase_of
 from actors.cli.screen import Drawing, Frame
 from actors.runtime.broker_watch import store_trouble
@@ -25,11 +26,11 @@ PREPARING = "preparing"
 
 
 @click.command("status", epilog="Example: asearch status --run toy-3 --json.")
-@click.option("--run", "run", help="One run; every live one unless given.")
+@looking.run_argument
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line a run.")
 def status(run: str | None, root: Path, as_json: bool) -> None:
-    """Show every actor of every live run with its state.
+    """Show every actor of RUN, or of every live run, with its state.
 
     Exit status: 0 all actors ready, 1 some actor is not or the broker cannot store, 3 no run is live, 2 no such run.
     """

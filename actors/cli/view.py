@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import uvloop
 
+from actors.cli import looking
 from actors.cli.browser import open_page
 from actors.page.board import open_board
 from actors.page.server import serving
@@ -18,7 +19,7 @@ from asearch.errors import InputError
 
 
 @click.command("view")
-@click.argument("run", required=False)
+@looking.run_argument
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=ViewerSettings().port, show_default=True, help="0 takes a free one."

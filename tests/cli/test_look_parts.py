@@ -1,6 +1,10 @@
 """What the commands that look are made of: subject filters, moments, order of archived messages, log lines, completion."""
 
-from collections.abc import AsyncGenerator
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from actors.cli.event_choice import Choice, choose, moment
 from actors.cli.event_text import event_json, event_line
 from actors.cli.log_lines import About, LogFile
 from actors.cli.main import COMMANDS, SECTIONS, cli
+from actors.cli.output import unwritable
 from actors.runtime.bus import Stored
 from actors.runtime.event_history import ArchivedMessage, archived_messages, last_messages, merged_by_time, with_archive
 from actors.runtime.memory import MemoryBus
@@ -215,3 +220,51 @@ def test_names_are_completed_from_files(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, [], env=environment, prog_name="asearch")
     assert "plain,t-19999-0" in done.output.splitlines()
     assert "plain,t-1998-0" not in done.output
+
+
+# --- output ---
+
+
+def _piped(words: list[str], root: Path, stdout: int) -> tuple[int, str]:
+    command = [sys.executable, "-m", "actors.cli.main", *words, "--runs", str(root)]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def closed_pipe() -> Iterator[int]:
+    """A pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("words", [["doctor", "--quick"], ["behaviour", "--rules"]])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(words: list[str], tmp_path: Path, closed_pipe: int) -> None:
+    status, said = _piped(words, tmp_path, closed_pipe)
+    assert status == 0
+    assert said == ""
+
+
+def test_output_that_cannot_be_written_is_said_without_a_traceback(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        status, said = _piped(["doctor", "--quick"], tmp_path, full.fileno())
+    assert status == 1
+    assert said == "error: the output cannot be written: No space left on device\n"
+
+
+def test_what_is_no_matter_of_files_keeps_its_traceback() -> None:
+    assert unwritable(OSError(errno.ECONNREFUSED, "refused")) is None
+    assert unwritable(FileExistsError(errno.EEXIST, "File exists", "/a/file")) == "/a/file: File exists"
+
+
+ON_A_RUN = ("archive", "behaviour", "dataset", "down", "episodes", "events", "regrade", "status", "view", "watch")
+
+
+@pytest.mark.parametrize("name", ON_A_RUN)
+def test_every_command_on_a_run_takes_it_by_either_way(name: str, tmp_path: Path) -> None:
+    more = ["--format", "sft"] if name == "dataset" else []
+    done = CliRunner().invoke(cli, [name, "one", "--run", "other", "--runs", str(tmp_path), *more])
+    assert done.exit_code == 2
+    assert "name the run once" in done.output

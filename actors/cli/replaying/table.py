@@ -29,7 +29,7 @@ def table_file(path: Path | None) -> Generator[Write]:
             yield write
         aside.replace(path)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         aside.unlink(missing_ok=True)
 
