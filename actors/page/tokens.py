@@ -1,5 +1,6 @@
 """An episode token by token: what was sampled, what was trained, and how sure the policy was each time."""
 
+import math
 from typing import Any
 
 from actors.page.answers import trained_episode
@@ -8,6 +9,7 @@ from asearch.agents.packed import unpack_ids, unpack_logprobs
 from asearch.agents.segments import segments
 from asearch.models.tokenizer import Tokenizer
 from asearch.traces.story import tell_all
+from asearch.traces.trained_tokens import trained_logprobs
 from schemas.records import Column, Segment
 
 
@@ -53,10 +55,6 @@ def _segment(segment: Segment, tokenizer: Tokenizer, trained: dict[str, Column] 
     }
 
 
-def _train_logprobs(trained: dict[str, Column], n: int) -> list[float | None]:
-    values: list[float | None] = [None] * n
-    positions, logprobs = unpack_ids(trained["positions"].data), unpack_logprobs(trained["logprobs"].data).tolist()
-    for position, value in zip(positions, logprobs, strict=True):
-        if position < n:
-            values[position] = round(value, 5)
-    return values
+def _train_logprobs(trained: dict[str, Column], n: int) -> list[float | None] | None:
+    values = trained_logprobs(trained, n)
+    return None if values is None else [None if math.isnan(value) else round(value, 5) for value in values.tolist()]

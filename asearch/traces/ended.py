@@ -5,16 +5,16 @@ from functools import cached_property
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from asearch.agents.segments import segments
 from asearch.traces.behaviour import FLAGS, Behaviour, behaviour_of
 from asearch.traces.names import trace_id_of
 from asearch.traces.record import EpisodeRecord
 from asearch.traces.rows import EpisodeRow
+from asearch.traces.trained_tokens import trained_logprobs
 from asearch.traces.turns import FoldedEpisode, Turn
 from schemas.events import EpisodeDead, EpisodeDropped, EpisodeGraded, StepTrained
-from schemas.records import OriginRun, Segment, TrainedEpisode, Version, VersionRun
+from schemas.records import OriginRun, Segment, TrainedEpisode, TrainedSegment, Version, VersionRun
 
 Row = dict[str, Any]
 _ROW_FIELDS = tuple(name for name in EpisodeRow.__struct_fields__)
@@ -140,7 +140,7 @@ def segment_rows(ended: EndedEpisode) -> list[Row]:
                 "ids": segment.columns["ids"].data,
                 "mask": mask,
                 "logprobs": segment.columns["logprobs"].data,
-                "train_logprobs": None if known is None else _spread(known.columns, len(mask)),
+                "train_logprobs": _packed(known, len(mask)),
                 "versions": [_version(run) for run in segment.versions],
                 "origins": [_origin(run) for run in segment.origins],
                 "advantage": trained.advantage if trained else None,
@@ -152,14 +152,9 @@ def segment_rows(ended: EndedEpisode) -> list[Row]:
     return found
 
 
-def _spread(columns: dict[str, Any], n_tokens: int) -> bytes | None:
-    """Log-probabilities at their positions, NaN elsewhere; None where the columns do not hold them."""
-    if "positions" not in columns or "logprobs" not in columns:
-        return None
-    values = np.full(n_tokens, np.nan, "<f4")
-    positions = np.frombuffer(columns["positions"].data, "<u4")
-    values[positions] = np.frombuffer(columns["logprobs"].data, "<f4")
-    return values.tobytes()
+def _packed(segment: TrainedSegment | None, n_tokens: int) -> bytes | None:
+    values = None if segment is None else trained_logprobs(segment.columns, n_tokens)
+    return None if values is None else values.tobytes()
 
 
 def step_row(event: StepTrained, *, abandoned: bool) -> Row:
