@@ -5,7 +5,7 @@ import asyncio
 from actors.page.board import Board, open_board
 from actors.page.server import serving
 from actors.runtime.actor import Actor, Context
-from actors.runtime.local_run import actors_of
+from actors.runtime.roster import actors_of
 from actors.runtime.run_files import URL_FILE, RunFile, read_url
 from actors.runtime.run_source import RunSource
 from actors.runtime.workspace import Workspace

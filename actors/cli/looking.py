@@ -4,7 +4,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -13,8 +13,10 @@ from click.shell_completion import CompletionItem
 
 from actors.cli.output import forget_stdout
 from actors.runtime.platform import SystemPlatform
-from actors.runtime.run_source import RunSource, open_run
 from actors.runtime.workspace import Workspace
+
+if TYPE_CHECKING:
+    from actors.runtime.run_source import RunSource
 
 T = TypeVar("T")
 
@@ -54,11 +56,13 @@ def episode_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("episode", shell_complete=complete_episode)(function)
 
 
-def looked(root: Path, run: str | None, work: Callable[[RunSource], Awaitable[T]]) -> T | None:
+def looked(root: Path, run: str | None, work: "Callable[[RunSource], Awaitable[T]]") -> T | None:
     """Work on a run in whatever state it is; None where Ctrl-C, or a reader of our output that left, ended it.
 
     Says on stderr where only the archive is left. Raises InputError.
     """
+    # Not by every command that takes a run: those that open none shall begin at once.
+    from actors.runtime.run_source import open_run
 
     async def opened() -> T:
         async with open_run(Workspace(root), run, SystemPlatform(), ACTOR) as source:

@@ -14,8 +14,8 @@ from actors.cli.screen import Drawing, Frame
 from actors.runtime.broker_watch import store_trouble
 from actors.runtime.following import View, follow
 from actors.runtime.jetstream import connect
-from actors.runtime.local_run import actors_of
 from actors.runtime.platform import SystemPlatform
+from actors.runtime.roster import actors_of
 from actors.runtime.run_files import RunFile, read_run_file, read_url
 from actors.runtime.workspace import Workspace, is_live
 

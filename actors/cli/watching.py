@@ -5,7 +5,7 @@ from collections import Counter
 import msgspec
 
 from actors.runtime.following import LOST_S, View
-from actors.runtime.local_run import actors_of
+from actors.runtime.roster import actors_of
 from actors.runtime.run_files import RunFile
 from asearch.traces.rows import STAGES, EpisodeRow, RowTable
 from asearch.traces.stages import OPEN, StageTable, Standing

@@ -17,6 +17,7 @@ from actors.runtime.jetstream import connect
 from actors.runtime.otlp import is_asked_for
 from actors.runtime.platform import Platform
 from actors.runtime.prepare import Prepared, prepare
+from actors.runtime.roster import actors_of
 from actors.runtime.run_files import RUN_FILE, RunFile, write_run_file
 from actors.runtime.supervisor import MAX_RESTARTS, ChildSpec, Supervisor
 from actors.runtime.workspace import Process, Workspace
@@ -52,21 +53,6 @@ class Phases:
         now_s = self.monotonic()
         self.seconds[name] = self.seconds.get(name, 0.0) + now_s - begun_s
         return now_s
-
-
-def actors_of(settings: Settings) -> list[tuple[str, str]]:
-    """Kind and name of every actor of a run on one machine, in order of their start."""
-    counts = {
-        "trainer": 1,
-        "engine": settings.engine.count,
-        "grader": settings.actors.graders,
-        "tool": settings.actors.tools,
-        "driver": settings.actors.drivers,
-        "recorder": 1,
-        "scheduler": 1,
-        "viewer": int(settings.viewer.enabled),
-    }
-    return [(kind, f"{kind}-{number}") for kind, n in counts.items() for number in range(n)]
 
 
 @dataclass

@@ -5,8 +5,8 @@ import msgspec
 from asearch.agents.settings import AgentSettings
 from asearch.rewards.answer import AUG_WEIGHT
 from asearch.rewards.grader import RewardConfig
-from asearch.tools.client import ClientLimits
 from asearch.tools.latency import LatencySpec
+from asearch.tools.limits import ClientLimits
 from asearch.training.settings import TrainerSettings
 
 

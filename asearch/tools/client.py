@@ -6,28 +6,11 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import msgspec
 
-from asearch.errors import ConfigError
 from asearch.tools.base import Clock, ToolFailure
+from asearch.tools.limits import ClientLimits
 from schemas.records import Document, ToolResult
 
 _RETRIED_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
-
-
-class ClientLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds on every call."""
-
-    n_concurrent: int = 32
-    attempts: int = 6
-    """With the pauses between them they outlast a server that is started again."""
-    timeout_s: float = 20.0
-    """Per attempt."""
-    backoff_s: float = 0.25
-    """Pause after the first failed attempt; doubled after each further one."""
-    max_reply_bytes: int = 8 << 20
-
-    def __post_init__(self) -> None:
-        if min(self.n_concurrent, self.attempts, self.max_reply_bytes) < 1 or self.timeout_s <= 0 or self.backoff_s < 0:
-            raise ConfigError(f"Tool limits must be positive: {self}. Change them in the `tools` table.")
 
 
 class Reply(msgspec.Struct, frozen=True):

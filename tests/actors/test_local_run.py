@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.runtime.local_run import LocalRun, actors_of
+from actors.runtime.local_run import LocalRun
 from actors.runtime.platform import SystemPlatform
+from actors.runtime.roster import actors_of
 from actors.runtime.workspace import Workspace
 from asearch.configuration.loading import load_settings
 from asearch.errors import ConfigError

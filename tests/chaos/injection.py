@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from actors.runtime.local_run import LocalRun, actors_of
+from actors.runtime.local_run import LocalRun
+from actors.runtime.roster import actors_of
 from tests.chaos.schedule import Fault
 from tests.chaos.victims import Victims
 from tests.chaos.watch import Watch

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.runtime.local_run import LocalRun, actors_of
+from actors.runtime.local_run import LocalRun
 from actors.runtime.platform import SystemPlatform
+from actors.runtime.roster import actors_of
 from actors.runtime.workspace import Workspace
 from schemas.commands import Heartbeat
 from schemas.events import EpisodeRequested, EpisodeTaken, StepTrained, TokensGenerated, ToolReturned

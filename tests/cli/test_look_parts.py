@@ -268,3 +268,13 @@ def test_every_command_on_a_run_takes_it_by_either_way(name: str, tmp_path: Path
     done = CliRunner().invoke(cli, [name, "one", "--run", "other", "--runs", str(tmp_path), *more])
     assert done.exit_code == 2
     assert "name the run once" in done.output
+
+
+SPARED = {"main": "aiohttp numpy nats", "down": "aiohttp numpy nats tokenizers torch", "status": "numpy tokenizers torch"}
+
+
+@pytest.mark.parametrize(("name", "spared"), SPARED.items())
+def test_commands_that_scripts_call_import_no_more_than_they_need(name: str, spared: str) -> None:
+    code = f"import sys, actors.cli.{name}; print(sorted(set({spared.split()!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"

@@ -6,7 +6,8 @@ import time
 import aiohttp
 from aiohttp import web
 
-from asearch.tools.client import ClientLimits, CorpusClient
+from asearch.tools.client import CorpusClient
+from asearch.tools.limits import ClientLimits
 
 
 async def listening(app: web.Application) -> tuple[web.AppRunner, str]:

@@ -13,7 +13,8 @@ from servers_for_tests import client_of, listening
 from asearch.errors import ConfigError
 from asearch.tools.access import AccessTool, own_path
 from asearch.tools.base import ToolSet
-from asearch.tools.client import ClientLimits, CorpusClient
+from asearch.tools.client import CorpusClient
+from asearch.tools.limits import ClientLimits
 from asearch.tools.search import SearchTool
 from schemas.records import Document
 
