@@ -125,21 +125,28 @@ def main() -> None:
     try:
         cli(standalone_mode=True)
     except AsearchError as error:
-        click.secho(f"error: {error}", err=True, fg="red")
+        _say_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
         said, status = unwritable(error), 1 if error.filename is None else InputError.exit_code
         if said is None:
             raise
         forget_stdout()
-        click.secho(f"error: {said}", err=True, fg="red")
+        _say_error(said)
         sys.exit(status)
     except BaseExceptionGroup as group:
         known = _first_of_ours(group)
         if known is None:
             raise
-        click.secho(f"error: {known}", err=True, fg="red")
+        _say_error(str(known))
         sys.exit(known.exit_code)
+
+
+def _say_error(text: str) -> None:
+    """What an error quotes may come from a record or a page: none of it moves the terminal's cursor or colours."""
+    from asearch.traces.plain_text import plain
+
+    click.secho(f"error: {plain(text)}", err=True, fg="red")
 
 
 def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> AsearchError | None:

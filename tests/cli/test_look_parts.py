@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from actors.cli.episode_text import text_of
 from actors.cli.event_choice import Choice, choose, moment
 from actors.cli.event_text import event_json, event_line
 from actors.cli.log_lines import About, LogFile
-from actors.cli.main import COMMANDS, SECTIONS, cli
+from actors.cli.main import COMMANDS, SECTIONS, cli, main
 from actors.cli.output import unwritable
 from actors.runtime.bus import Stored
 from actors.runtime.event_history import ArchivedMessage, archived_messages, last_messages, merged_by_time, with_archive
@@ -252,6 +253,17 @@ def test_output_that_cannot_be_written_is_said_without_a_traceback(tmp_path: Pat
         status, said = _piped(["doctor", "--quick"], tmp_path, full.fileno())
     assert status == 1
     assert said == "error: the output cannot be written: No space left on device\n"
+
+
+def test_an_error_does_not_obey_what_it_quotes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise InputError("no episode 'a\x1b[31mb'")
+
+    monkeypatch.setattr("actors.cli.main.cli", fail)
+    monkeypatch.setattr(click.utils, "should_strip_ansi", lambda *_: False)  # pyright: ignore[reportUnknownLambdaType]
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "\x1b[31mb" not in capsys.readouterr().err
 
 
 def test_what_is_no_matter_of_files_keeps_its_traceback() -> None:
