@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from actors.page import figures
+from actors.page.recent import RecentAnswers
 from actors.page.samples import SAMPLE_S, Samples, sample_of
 from actors.page.subscribers import Audience, Subscriber, sse
 from actors.page.watched import WatchedEpisode
@@ -22,9 +23,12 @@ from actors.runtime.run_source import RunSource
 from actors.runtime.workspace import Workspace, is_live
 from asearch.errors import AsearchError, BusError, StreamRewoundError
 from asearch.traces.rows import RowTable
-from schemas.topology import TOPOLOGY
+from schemas.events import TraceFact
+from schemas.topology import TOPOLOGY, any_fact
 
 TICK_S = 0.25
+ROWS_S = 0.5
+"""How often it is said that the list has changed."""
 RUN_S, QUIET_RUN_S = 1.0, 3.0
 """How often the run is shown while it changes, and while it does not: heartbeats grow old."""
 STREAMS_S = 5.0
@@ -34,8 +38,15 @@ MAX_BEHAVIOURS = 5000
 MAX_WATCHED = 256
 LINGER_S = 30.0
 """How long an episode stays open after the last one who looked has left."""
-TRACE_LINGER_S = 2.0
-"""How long TRACE is followed after the last one who needs it."""
+STAGES_LINGER_S = 3.0
+"""How long TRACE is followed as a whole after the last look at a list."""
+SCOPE_S = 1.0
+"""How often is looked whether what is read of TRACE is still what is needed."""
+GATHER_S = 0.05
+"""How long is waited for more who come to look."""
+MAX_FILTERS = 64
+NOTHING, EVERYTHING = frozenset[str](), frozenset({"*"})
+"""What is read of TRACE, beside the names of episodes."""
 
 _encode = msgspec.json.Encoder().encode
 log = structlog.get_logger()
@@ -51,6 +62,7 @@ class Board:
         self.audience = Audience()
         """Who looks at the run as a whole."""
         self.samples = Samples(source.run_dir, keeps=keeps_samples)
+        self.windows = RecentAnswers(bus.platform)
         self.behaviour = BehaviourFold(ArchiveIndex(source.run_dir / "archive"), MAX_BEHAVIOURS)
         self._marks: dict[int, dict[str, Any]] = {}
         """The newest moments of POLICY by sequence: they are read from the past and heard as they come."""
@@ -64,11 +76,13 @@ class Board:
         self._workspace = workspace
         self._changed = True
         self._shown_revision = -1
-        self._shown_s = 0.0
+        self._shown_s = -RUN_S
+        self._rows_s = 0.0
         self._said: tuple[bool, str | None] = (True, None)
         self._trouble: str | None = None
-        self._trace_needed = asyncio.Event()
-        self._needed_s = 0.0
+        self._trace_wanted = asyncio.Event()
+        self._stages_s = -STAGES_LINGER_S
+        self._state = b""
 
     @property
     def rows(self) -> RowTable:
@@ -107,8 +121,13 @@ class Board:
 
     def greet(self, subscriber: Subscriber) -> None:
         """Show a newcomer the run as it is now."""
-        self.need_trace()
-        subscriber.show("run", sse("run", _encode(self.state())))
+        if self.bus.platform.monotonic() - self._shown_s >= RUN_S:
+            self._say_state()
+        subscriber.show("run", self._state)
+
+    def _say_state(self) -> None:
+        self._changed, self._shown_s = False, self.bus.platform.monotonic()
+        self._state = sse("run", _encode(self.state()))
 
     async def watch(self, episode: str) -> WatchedEpisode:
         """The episode, opened for the first who looks. Raises InputError for one that the run has not, BusError."""
@@ -118,8 +137,8 @@ class Board:
                 self._close_idle(0.0)
             found = self._watched[episode] = WatchedEpisode(self.source, episode)
         self._looked_s[episode] = self.bus.platform.monotonic()
-        self.need_trace()
-        if not found.items:
+        if not found.items or not (found.has_ended or len(found.audience)):
+            # While nobody looked nothing of TRACE was read for it.
             try:
                 await found.catch_up()
             except BaseException:
@@ -128,10 +147,14 @@ class Board:
         # It may have been closed as idle while it was read.
         return self._watched.setdefault(episode, found)
 
-    def need_trace(self) -> None:
-        """Somebody looks at what only TRACE tells: stages, and episodes that are under way."""
-        self._needed_s = self.bus.platform.monotonic()
-        self._trace_needed.set()
+    def need_stages(self) -> None:
+        """Somebody looks at a list, whose stages only TRACE tells."""
+        self._stages_s = self.bus.platform.monotonic()
+        self._trace_wanted.set()
+
+    def joined(self) -> None:
+        """Somebody has begun to look at an episode."""
+        self._trace_wanted.set()
 
     @property
     def n_viewers(self) -> int:
@@ -178,39 +201,63 @@ class Board:
                 del self._marks[min(self._marks)]
 
     async def _follow_trace(self) -> None:
-        """Read TRACE from what it holds while somebody looks; from its start again when the broker has lost a tail."""
+        """Read of TRACE what somebody needs, for as long as somebody does."""
         while True:
-            await self._trace_needed.wait()
-            rows = self.rows
+            await self._trace_wanted.wait()
+            await self.bus.platform.sleep(GATHER_S)
+            self._trace_wanted.clear()
+            scope = self._scope()
+            reading = asyncio.create_task(self._read_trace(scope), name="read trace")
             try:
-                async with aclosing(self.bus.read("trace", start_sequence=rows.folded["trace"] + 1)) as reader:
-                    async for stored in reader:
-                        if self.rows is not rows:
-                            # Another stream was folded anew, into rows that know nothing of TRACE.
-                            break
-                        await self._take_trace(stored)
-                        if self.bus.platform.monotonic() - self._needed_s > TRACE_LINGER_S and not self.n_viewers:
-                            self._trace_needed.clear()
-                            break
-            except StreamRewoundError:
-                self.rows.folded["trace"] = 0
-                self._ended.update(self._watched)
-            except BusError as error:
-                log.warning("not following", why=str(error))
-                await self.bus.platform.sleep(RETRY_S)
+                while scope != NOTHING and self._scope() == scope and not reading.done():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(SCOPE_S):
+                            await self._trace_wanted.wait()
+                            self._trace_wanted.clear()
+            finally:
+                reading.cancel()
+                await asyncio.wait({reading})
+            if self._scope() != NOTHING:
+                self._trace_wanted.set()
 
-    async def _take_trace(self, stored: Stored) -> None:
-        self.rows.fold("trace", stored.sequence, stored.event)
-        episode = stored.key[-1] if stored.key else ""
-        if (watched := self._watched.get(episode)) is not None:
-            try:
-                await watched.offer(stored)
-            except BusError:
-                raise
-            except Exception:
-                # What one episode's facts say must not end the page.
-                log.exception("a fact cannot be told", episode=episode, sequence=stored.sequence)
-                self._close(episode)
+    def _scope(self) -> frozenset[str]:
+        """EVERYTHING while somebody looks at the stages of a list; else the open episodes that somebody looks at."""
+        if self.bus.platform.monotonic() - self._stages_s < STAGES_LINGER_S:
+            return EVERYTHING
+        open_ones = [name for name, each in self._watched.items() if len(each.audience) and not each.has_ended]
+        return frozenset(open_ones) if len(open_ones) <= MAX_FILTERS else EVERYTHING
+
+    async def _read_trace(self, scope: frozenset[str]) -> None:
+        """Read until cancelled, or until the rows are folded anew, or the broker has lost a tail."""
+        rows = self.rows
+        whole = scope == EVERYTHING
+        begin = (
+            rows.folded["trace"]
+            if whole
+            else min((self._watched[name].last_sequence for name in scope if name in self._watched), default=0)
+        )
+        subjects = () if whole else [any_fact(self.bus.run, "trace", name) for name in sorted(scope)]
+        try:
+            async with aclosing(self.bus.read("trace", start_sequence=begin + 1, subjects=subjects)) as reader:
+                async for stored in reader:
+                    if self.rows is not rows:
+                        # Another stream was folded anew, into rows that know nothing of TRACE.
+                        return
+                    await self._take_trace(stored, whole=whole)
+        except StreamRewoundError:
+            self.rows.forget_trace()
+            self._ended.update(self._watched)
+        except BusError as error:
+            log.warning("not following", why=str(error))
+            await self.bus.platform.sleep(RETRY_S)
+
+    async def _take_trace(self, stored: Stored, *, whole: bool) -> None:
+        if whole:
+            self.rows.fold("trace", stored.sequence, stored.event)
+        elif isinstance(stored.event, TraceFact):
+            self.rows.move(stored.sequence, stored.event)
+        if stored.key and (watched := self._watched.get(stored.key[-1])) is not None:
+            await watched.offer(stored)
 
     # --- what is shown ---
 
@@ -265,15 +312,14 @@ class Board:
                 watched.audience.put(message)
 
     def _show_run(self) -> None:
-        self.need_trace()
-        if self.rows.revision != self._shown_revision:
-            self._shown_revision = self.rows.revision
+        now_s = self.bus.platform.monotonic()
+        if self.rows.revision != self._shown_revision and now_s - self._rows_s >= ROWS_S:
+            self._shown_revision, self._rows_s = self.rows.revision, now_s
             data = _encode({"revision": self.rows.revision, "n_total": len(self.rows)})
             self.audience.show("rows", sse("rows", data))
-        now_s = self.bus.platform.monotonic()
         if (self._changed and now_s - self._shown_s >= RUN_S) or now_s - self._shown_s >= QUIET_RUN_S:
-            self._changed, self._shown_s = False, now_s
-            self.audience.show("run", sse("run", _encode(self.state())))
+            self._say_state()
+            self.audience.show("run", self._state)
 
     async def _sample(self) -> None:
         if self.view.report.ended is None and self.is_live:

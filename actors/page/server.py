@@ -108,8 +108,8 @@ class Page:
         return {"samples": [sample for sample in board.samples.kept if sample["at_ns"] > begin]}
 
     async def _episodes(self, board: Board, request: web.Request) -> Any:
-        board.need_trace()
-        return answers.window(board, dict(request.query))
+        board.need_stages()
+        return board.windows.answer(request.query_string, lambda: answers.window(board, dict(request.query)))
 
     async def _episode(self, board: Board, request: web.Request) -> Any:
         return await answers.episode(board, request.match_info["episode"])
@@ -150,6 +150,7 @@ class Page:
             watched = await board.watch(request.match_info["episode"])
         subscriber = Subscriber(self._platform)
         watched.join(subscriber, request.headers.get("Last-Event-ID") or request.query.get("after", ""))
+        board.joined()
         return await _serve(request, subscriber, watched.audience)
 
 

@@ -36,7 +36,7 @@ class WatchedEpisode:
         self._teller = StoryTeller(None, None, None)
         self._selection = FactSelection()
         self._told: list[str] = []
-        self._last_sequence = 0
+        self.last_sequence = 0
 
     @property
     def trouble(self) -> str:
@@ -75,7 +75,7 @@ class WatchedEpisode:
         """Take the next message of TRACE under the episode's key."""
         async with self._turn:
             event = stored.event
-            if stored.sequence <= self._last_sequence or self.has_ended or not self._selection.takes(event):
+            if stored.sequence <= self.last_sequence or self.has_ended or not self._selection.takes(event):
                 return
             self._tell(event, stored.sequence, await self._result(event) if isinstance(event, ToolReturned) else None)
 
@@ -94,7 +94,7 @@ class WatchedEpisode:
             if (opening := self._teller.opening()) is not None:
                 self._add([opening])
         self._told.append(fact.id)
-        self._last_sequence = max(self._last_sequence, sequence)
+        self.last_sequence = max(self.last_sequence, sequence)
         self._add(self._teller.tell(fact, sequence, result))
 
     def _add(self, items: list[Item]) -> None:

@@ -97,6 +97,8 @@ class RowTable:
         self._early: dict[str, Outcome] = {}
         self._verdicts: dict[int, list[GroupVerdict]] = {}
         self._verdict_of: dict[str, tuple[int, str | None]] = {}
+        self._moved_at: dict[str, int] = {}
+        """The last sequence of TRACE by open episode."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -120,7 +122,7 @@ class RowTable:
                 self._rewind(event.step)
             case _:
                 if isinstance(event, TraceFact):
-                    self._moved(event)
+                    self.move(sequence, event)
                 return
         self.revision += 1
 
@@ -161,11 +163,20 @@ class RowTable:
             self._verdict_of.pop(oldest.group, None)
         self.n_left_out += 1
 
+    def forget_trace(self) -> None:
+        """The broker has lost the tail of TRACE: take it from its start again."""
+        self.folded["trace"] = 0
+        for episode in self._moved_at:
+            row = self.rows[episode]
+            row.n_turns = row.n_tokens = row.n_searches = row.n_reads = 0
+        self._moved_at.clear()
+
     def _ended(self, outcome: Outcome) -> None:
         row = self.rows.get(outcome.episode)
         if row is None:
             self._early[outcome.episode] = outcome
         elif row.is_open:
+            self._moved_at.pop(outcome.episode, None)
             _end(row, outcome)
             self._settle(row)
 
@@ -199,10 +210,12 @@ class RowTable:
         row.fate = "queued" if step is None else "discarded" if reason else "counted"
         row.reason = reason or ""
 
-    def _moved(self, fact: TraceFact) -> None:
+    def move(self, sequence: int, fact: TraceFact) -> None:
+        """Take a fact of an open episode from TRACE, in the order of its own facts; what was taken already changes nothing."""
         row = self.rows.get(fact.episode)
-        if row is None or not row.is_open:
+        if row is None or not row.is_open or sequence <= self._moved_at.get(fact.episode, 0):
             return
+        self._moved_at[fact.episode] = sequence
         match fact:
             case EpisodeTaken():
                 row.stage, row.driver = "generating", fact.driver
