@@ -12,7 +12,7 @@ import structlog
 from actors.page import figures
 from actors.page.recent import RecentAnswers
 from actors.page.samples import SAMPLE_S, Samples, sample_of
-from actors.page.subscribers import Audience, Subscriber, sse
+from actors.page.subscribers import ALIVE, Audience, Subscriber, sse
 from actors.page.watched import WatchedEpisode
 from actors.runtime.archive_index import ArchiveIndex
 from actors.runtime.behaviour_fold import BehaviourFold
@@ -27,7 +27,9 @@ from schemas.events import TraceFact
 from schemas.topology import TOPOLOGY, any_fact
 
 TICK_S = 0.25
-ROWS_S = 0.5
+ALIVE_S = 10.0
+"""How often every connection carries something."""
+ROWS_S = 1.0
 """How often it is said that the list has changed."""
 RUN_S, QUIET_RUN_S = 1.0, 3.0
 """How often the run is shown while it changes, and while it does not: heartbeats grow old."""
@@ -77,7 +79,7 @@ class Board:
         self._changed = True
         self._shown_revision = -1
         self._shown_s = -RUN_S
-        self._rows_s = 0.0
+        self._rows_s = self._alive_s = 0.0
         self._said: tuple[bool, str | None] = (True, None)
         self._trouble: str | None = None
         self._trace_wanted = asyncio.Event()
@@ -256,8 +258,16 @@ class Board:
             self.rows.fold("trace", stored.sequence, stored.event)
         elif isinstance(stored.event, TraceFact):
             self.rows.move(stored.sequence, stored.event)
-        if stored.key and (watched := self._watched.get(stored.key[-1])) is not None:
-            await watched.offer(stored)
+        episode = stored.key[-1] if stored.key else ""
+        if (watched := self._watched.get(episode)) is not None:
+            try:
+                await watched.offer(stored)
+            except BusError:
+                raise
+            except Exception:
+                # What one episode's facts say must not end the page.
+                log.exception("a fact cannot be told", episode=episode, sequence=stored.sequence)
+                self._close(episode)
 
     # --- what is shown ---
 
@@ -289,6 +299,15 @@ class Board:
                 watched.show_row(row)
         if len(self.audience):
             self._show_run()
+        self._say_alive()
+
+    def _say_alive(self) -> None:
+        """Let every connection carry something now and then: one whose other end is gone is noticed only so."""
+        now_s = self.bus.platform.monotonic()
+        if now_s - self._alive_s >= ALIVE_S:
+            self._alive_s = now_s
+            for audience in (self.audience, *(each.audience for each in self._watched.values())):
+                audience.show("alive", ALIVE)
 
     async def _read_again(self, episode: str) -> None:
         """Tell what was recorded since; an episode that cannot be read is closed: opening it says why. Raises BusError."""

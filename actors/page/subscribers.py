@@ -15,7 +15,8 @@ from actors.runtime.waking import Signal
 MAX_WAITING = 4096
 MAX_WAITING_BYTES = 32 << 20
 WRITE_TIMEOUT_S = 10.0
-KEEP_ALIVE_S = 10.0
+ALIVE = b": still here\n\n"
+"""A comment that tells a browser that its connection stands."""
 GATHER_S = 0.05
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -66,17 +67,13 @@ class Subscriber:
         return b"".join(parts)
 
     async def _next(self) -> bytes:
-        """What comes next, or after a while a comment that tells the browser that the connection stands."""
-        try:
-            async with asyncio.timeout(KEEP_ALIVE_S):
-                while True:
-                    await self._signal.wait()
-                    # What comes together goes out together: one write for many small messages.
-                    await self._platform.sleep(GATHER_S)
-                    if (data := self._take()) or self.is_cut_off:
-                        return data
-        except TimeoutError:
-            return self._take() or b": still here\n\n"
+        """What comes next; a feed is `alive` now and then, so this ends."""
+        while True:
+            await self._signal.wait()
+            # What comes together goes out together: one write for many small messages.
+            await self._platform.sleep(GATHER_S)
+            if (data := self._take()) or self.is_cut_off:
+                return data
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Send until the browser leaves, stops reading, or the server stops."""

@@ -80,6 +80,7 @@ async def test_a_fact_that_cannot_be_told_does_not_end_the_page(tmp_path: Path, 
             await source.bus.append(requested(name, 0), name)
             taken = EpisodeTaken(id=f"taken-{name}", episode=name, driver="d", attempt=0, request=requested(name, 0))
             await source.bus.append(taken, name)
+        shown.need_stages()
         await until(lambda: "other" in shown.rows.rows and shown.rows.rows["other"].stage == "generating")
         assert looks.is_cut_off
 
@@ -118,7 +119,7 @@ async def test_stages_are_known_again_where_the_broker_lost_a_tail_of_another_st
     bus = bus_of(source)
     await bus.append(EpisodeTaken(id="taken", episode="open", driver="d", attempt=0, request=requested("open", 0)), "open")
     async with boarded(source) as shown:
-        shown.need_trace()
+        shown.need_stages()
         looks = Subscriber(bus.platform)
         shown.audience.join(looks)
         await until(lambda: shown.rows.rows["open"].stage == "generating")
