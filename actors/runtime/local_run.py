@@ -14,6 +14,7 @@ from actors.runtime.broker import free_port
 from actors.runtime.broker_watch import BrokerWatch
 from actors.runtime.bus import Bus
 from actors.runtime.jetstream import connect
+from actors.runtime.naked import naked
 from actors.runtime.otlp import is_asked_for
 from actors.runtime.platform import Platform
 from actors.runtime.prepare import Prepared, prepare
@@ -111,15 +112,13 @@ class LocalRun:
 
         Raises AsearchError when one of them fails too often.
         """
-        try:
+        with naked(AsearchError):
             async with contextlib.AsyncExitStack() as stack:
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 broker = BrokerWatch(self.workspace, self.platform, self.say, self._settle_broker, self.max_restarts)
                 watch = tasks.create_task(broker.run(), name="watch broker")
                 stack.callback(watch.cancel)
                 await self.supervisor.run(self.children())
-        except* AsearchError as group:
-            raise group.exceptions[0] from None
 
     async def _settle_broker(self) -> None:
         if self.bus is not None:

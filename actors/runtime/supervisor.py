@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from actors.runtime.naked import naked
 from actors.runtime.platform import Platform, Process
 from asearch.errors import AsearchError
 
@@ -128,14 +129,13 @@ class Supervisor:
         A cancellation while they stop kills them. Raises ChildFailedError when one fails too often.
         """
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for child in self._children:
-                    tasks.create_task(self._keep(child), name=f"keep {child.spec.name}")
-                for spec in specs:
-                    await self.start(spec)
-                    tasks.create_task(self._keep(self._children[-1]), name=f"keep {spec.name}")
-        except* ChildFailedError as group:
-            raise group.exceptions[0] from None
+            with naked(ChildFailedError):
+                async with asyncio.TaskGroup() as tasks:
+                    for child in self._children:
+                        tasks.create_task(self._keep(child), name=f"keep {child.spec.name}")
+                    for spec in specs:
+                        await self.start(spec)
+                        tasks.create_task(self._keep(self._children[-1]), name=f"keep {spec.name}")
         finally:
             await self._stop_for_certain()
 

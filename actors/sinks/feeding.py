@@ -7,6 +7,7 @@ from pathlib import Path
 
 from actors.runtime.bus import Bus
 from actors.runtime.following import View, follow
+from actors.runtime.naked import naked
 from actors.sinks.points import EndPoint, EvaluationPoint, Sink, StepPoint, Written, due
 from asearch.errors import AsearchError, BusError
 from asearch.evaluation.report import RunReport
@@ -26,16 +27,15 @@ async def feed(bus: Bus, run_dir: Path, sink: Sink, is_live: Callable[[], bool])
     """
     feeder = _Feeder(sink)
     try:
-        async with follow(bus, run_dir) as view:
-            while is_live():
-                view.changed.clear()
-                await feeder.write(view.report, final=False)
-                await _wait(view, bus)
-            await _catch_up(view, bus)
-            await feeder.write(view.report, final=True)
+        with naked(AsearchError):
+            async with follow(bus, run_dir) as view:
+                while is_live():
+                    view.changed.clear()
+                    await feeder.write(view.report, final=False)
+                    await _wait(view, bus)
+                await _catch_up(view, bus)
+                await feeder.write(view.report, final=True)
         return feeder.written or Written()
-    except* AsearchError as group:
-        raise group.exceptions[0] from None
     finally:
         await feeder.close()
 
