@@ -116,7 +116,7 @@ async def add_run(held: Served, run: str) -> None:
     make_run_dir(held.root, run, held.broker.url, live=False)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def shown(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     """The recorded run, ended, with its viewer: only to be looked at."""
     held = await serve(tmp_path_factory.mktemp("shown"), "recorded", live=False)
@@ -129,7 +129,7 @@ async def shown(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serve
         await held.close()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def chromium() -> AsyncIterator[Browser]:
     """The system's Chromium. Nothing is downloaded."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
