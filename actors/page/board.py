@@ -55,7 +55,7 @@ log = structlog.get_logger()
 
 
 class Board:
-    """One run. TRACE is followed only while somebody looks at it."""
+    """One run. Of TRACE only what somebody looks at is read."""
 
     def __init__(self, source: RunSource, bus: Bus, view: View, workspace: Workspace, *, keeps_samples: bool = False) -> None:
         self.source = source
@@ -208,10 +208,11 @@ class Board:
             await self._trace_wanted.wait()
             await self.bus.platform.sleep(GATHER_S)
             self._trace_wanted.clear()
-            scope = self._scope()
+            if (scope := self._scope()) == NOTHING:
+                continue
             reading = asyncio.create_task(self._read_trace(scope), name="read trace")
             try:
-                while scope != NOTHING and self._scope() == scope and not reading.done():
+                while self._scope() == scope and not reading.done():
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(SCOPE_S):
                             await self._trace_wanted.wait()
@@ -219,6 +220,8 @@ class Board:
             finally:
                 reading.cancel()
                 await asyncio.wait({reading})
+            if not reading.cancelled():
+                reading.result()
             if self._scope() != NOTHING:
                 self._trace_wanted.set()
 

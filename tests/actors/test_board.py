@@ -102,6 +102,22 @@ async def test_a_board_that_fails_ends_its_block_and_every_feed(tmp_path: Path, 
     assert looks is not None and looks.is_cut_off
 
 
+async def test_a_defect_in_reading_trace_ends_the_block_and_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await recorded(tmp_path)
+    await source.bus.append(EpisodeTaken(id="taken", episode="open", driver="d", attempt=0, request=requested("open", 0)), "open")
+
+    async def broken(self: Board, stored: Any, *, whole: bool) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(Board, "_take_trace", broken)
+    with pytest.raises(ExceptionGroup):
+        async with boarded(source) as shown:
+            shown.need_stages()
+            await asyncio.sleep(5.0)
+
+
 async def test_the_timeline_is_told_once_also_where_the_broker_lost_a_tail(tmp_path: Path) -> None:
     source = await recorded(tmp_path)
     bus = bus_of(source)
