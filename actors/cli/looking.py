@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,16 +110,6 @@ def say_json(content: object) -> None:
 def note(text: str) -> None:
     """A remark on stderr."""
     click.secho(text, err=True, fg="yellow")
-
-
-async def say_all(lines: AsyncIterator[str] | Iterable[str]) -> None:
-    """Every line on stdout."""
-    if isinstance(lines, AsyncIterator):
-        async for line in lines:
-            say(line)
-    else:
-        for line in lines:
-            say(line)
 
 
 # --- completion of names ---
