@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -107,6 +108,61 @@ def load_weights(folder: str | Path, config: ModelConfig | None = None, verify: 
     return tensors
 
 
+class FolderWeights(Mapping[str, Tensor]):
+    """The tensors of a weights folder, each read from its file and verified when it is asked for.
+
+    A trainer that reads through it holds one tensor at a time, and a rank of a parallel one reads only what it needs.
+    """
+
+    def __init__(self, folder: str | Path, config: ModelConfig) -> None:
+        """Reads the headers. Raises `InputError` where names or shapes are not those of the architecture."""
+        self._folder = Path(folder)
+        self._files: dict[str, str] = {}
+        for file in _files(self._folder):
+            with self._opened(file) as held:
+                self._files |= dict.fromkeys(held.keys(), file)
+        has_manifest = (self._folder / MANIFEST_FILE).is_file()
+        self._entries = read_manifest(folder).tensors if has_manifest else None
+        if self._entries is not None and self._entries.keys() != self._files.keys():
+            odd = self._entries.keys() ^ self._files.keys()
+            raise InputError(f"weights in {folder} are not those of their manifest: {_some(odd)}")
+        if config.tied:
+            self._files.pop("lm_head.weight", None)
+        check_shape_names(self._shapes(), config, str(folder))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor on CPU, in the dtype that is stored. Raises `InputError` if it is corrupt, KeyError if there is none."""
+        file = self._files[name]
+        with self._opened(file) as held:
+            # A copy, because the mapped file may be replaced or deleted while the tensor is in use.
+            tensor = cast("Tensor", held.get_tensor(name)).clone()
+        if self._entries is not None and checksum(tensor) != self._entries[name].xxh3_128:
+            raise InputError(f"weights in {self._folder} are corrupt: checksum of {name} differs from the manifest")
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @contextmanager
+    def _opened(self, file: str) -> Generator[Any]:
+        try:
+            with safe_open(self._folder / file, framework="pt", device="cpu") as held:
+                yield held
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot read weights {self._folder / file}: {error}") from error
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in dict.fromkeys(self._files.values()):
+            with self._opened(file) as held:
+                names = [name for name, its in self._files.items() if its == file]
+                shapes |= {name: tuple(held.get_slice(name).get_shape()) for name in names}
+        return shapes
+
+
 def read_manifest(folder: str | Path) -> WeightManifest:
     """The manifest of a weights folder. Raises `InputError` where it is missing or malformed."""
     path = Path(folder) / MANIFEST_FILE
@@ -120,16 +176,21 @@ def read_manifest(folder: str | Path) -> WeightManifest:
 
 def check_shapes(tensors: Mapping[str, Tensor], config: ModelConfig, where: str) -> None:
     """Refuses with `InputError` a set of tensors whose names or shapes are not those of the architecture."""
+    check_shape_names({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, where)
+
+
+def check_shape_names(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str) -> None:
+    """As `check_shapes`, of shapes by name."""
     expected = config.shapes()
-    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    missing, extra = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
     if missing or extra:
         parts = [f"{kind} {_some(names)}" for kind, names in (("lacks", missing), ("also has", extra)) if names]
         raise InputError(f"weights in {where} do not fit {config.architecture}: the folder {' and '.join(parts)}")
-    wrong = [n for n, shape in expected.items() if tuple(tensors[n].shape) != shape]
+    wrong = [n for n, shape in expected.items() if shapes[n] != shape]
     if wrong:
         name = wrong[0]
         raise InputError(
-            f"weights in {where}: {name} has shape {tuple(tensors[name].shape)}, config.json says {expected[name]}"
+            f"weights in {where}: {name} has shape {shapes[name]}, config.json says {expected[name]}"
             + (f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else "")
         )
 

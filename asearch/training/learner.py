@@ -17,11 +17,12 @@ from asearch.errors import InputError, TrainingError
 from asearch.learning.logprobs import token_logprobs
 from asearch.learning.objectives import LossTokens, ObjectiveSettings, objectives, policy_diagnostics
 from asearch.models.config import ModelConfig
-from asearch.models.weights import load_weights
+from asearch.models.weights import FolderWeights
 from asearch.training.mapping import load_hf
 from asearch.training.microbatch import MicroBatch
 from asearch.training.model import build_model
 from asearch.training.parallel import start_parallel
+from asearch.training.placement import current_position
 from asearch.training.settings import TrainerSettings
 
 Sums = dict[str, Tensor]
@@ -44,7 +45,8 @@ class Learner:
         )
         start_parallel(settings, seed)
         self.module = build_model(self.model_config, settings)
-        load_hf(self.weights(), load_weights(model_dir, self.model_config), self.model_config)
+        self.position = current_position(self.module.config)
+        load_hf(self.weights(), FolderWeights(model_dir, self.model_config), self.model_config, self.position.placement)
         half = settings.precision == "bf16"
         wrapped = Float16Module(self.module.config, self.module) if half else self.module
         reduce = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False)
