@@ -34,7 +34,7 @@ train *args: setup
 
 # run the tests (under 12 minutes on 2 cores)
 test *args: setup browser
-    {{bin}}/pytest -m "not slow" {{args}}
+    {{bin}}/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder {{args}}
 
 # the long levels too (under 60 minutes on 2 cores)
 test-all *args: setup browser

@@ -58,7 +58,8 @@ class LoopStore:
     def remove(self) -> None:
         """Unmount and delete."""
         if self.path.is_mount():
-            _run("umount", str(self.path))
+            # Lazily: a process that died a moment ago may not have let go of its files yet.
+            _run("umount", "--lazy", str(self.path))
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
