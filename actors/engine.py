@@ -1,7 +1,6 @@
 """Owns one inference server: starts it, loads every published version into it, and streams its tokens to drivers."""
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ import aiohttp
 from actors.runtime.actor import Actor, Context
 from actors.runtime.bus import Incoming
 from actors.runtime.hearing import HearingClock
-from actors.runtime.platform import Process
+from actors.runtime.inference_server import InferenceProcess
+from actors.runtime.launching import inference_process, vocabulary_of
 from actors.runtime.work_spans import Served, generate_span
 from asearch.agents.packed import pack_ids, pack_logprobs, unpack_ids
-from asearch.engines.client import EngineClient, GeneratedChunk
+from asearch.engines.client import GeneratedChunk
+from asearch.engines.launch import Launch
 from asearch.errors import BusError, EngineError
 from schemas.commands import Abort, Generate, GenerationChunk, Heartbeat, Lease
 from schemas.events import PolicyPublished
@@ -71,16 +72,20 @@ class Engine(Actor):
         self,
         context: Context,
         model_dir: str,
-        server_command: Callable[[Path], list[str]] | None = None,
         server: InferenceServer | None = None,
+        launch: Callable[[], Launch] | None = None,
     ) -> None:
-        """`server_command` starts another server than the embedded one; with `server` none is started at all."""
+        """`launch` starts another server than the settings name; with `server` none is started at all."""
         super().__init__(context)
+        self._keeper: InferenceProcess | None = None
+        if server is None:
+            self._keeper = inference_process(context, model_dir, launch, lambda: self._is_loading)
         self._server = server
-        self._session: aiohttp.ClientSession | None = None
-        self._model_dir = model_dir
-        self._server_command = server_command or self._embedded
-        self._process: Process | None = None
+        self._n_vocabulary = vocabulary_of(model_dir)
+        self._is_loading = False
+        self._is_up = asyncio.Event()
+        self._newest: asyncio.Queue[PolicyPublished] = asyncio.Queue(maxsize=1)
+        self._last_published: PolicyPublished | None = None
         self._running: dict[str, _Serving] = {}
         self._clock = HearingClock(context.platform)
         self._loaded = asyncio.Condition()
@@ -91,7 +96,7 @@ class Engine(Actor):
         self._update_s = 0.0
 
     def gauges(self) -> dict[str, float]:
-        """Tokens and requests so far, requests under way, failed, given up with their driver; seconds of the last update."""
+        """Counters of tokens and requests, requests under way, failed, given up with their driver; seconds of the last update."""
         return {
             "n_tokens": self._n_generated,
             "n_requests": self._n_requests,
@@ -99,14 +104,20 @@ class Engine(Actor):
             "n_failed": self._n_failed,
             "n_lapsed": self._n_lapsed,
             "update_s": self._update_s,
+            "n_server_starts": self._keeper.n_starts if self._keeper is not None else 0,
         }
 
     async def start(self) -> None:
         """Start the server, load the newest published version, then take requests."""
-        self._client = self._server or await self._connect()
+        if self._server is not None:
+            self._client = self._server
+        elif self._keeper is not None:
+            self.become("starting", "the inference server")
+            self._client = await self._keeper.start()
+        self._is_up.set()
         self.become("starting", "the first published version")
         self.spawn(self._follow_policy(), "policy")
-        async with asyncio.timeout(self.settings.engine.start_timeout_s), self._loaded:
+        async with asyncio.timeout(self.settings.engine.start_limit_s), self._loaded:
             await self._loaded.wait_for(lambda: self.version is not None)
         await self.bus.subscribe(Lease, ">", self._on_lease)
         await self.bus.subscribe(Heartbeat, self.context.actor_id, self._on_own_heartbeat)
@@ -114,73 +125,48 @@ class Engine(Actor):
         await self.bus.subscribe(Abort, self.context.actor_id, self._on_abort)
 
     async def work(self) -> None:
-        """Watch the server; a server that dies takes the actor down, and its supervisor starts both again."""
-        if self._process is None:
+        """Watch the server; one that ends or hangs is started again, within limits."""
+        if self._keeper is None:
             await self.wait_stopping()
             return
-        status = await self._process.wait()
-        raise EngineError(f"the inference server ended with status {status}; {self._log_tail()}")
+        while True:
+            why = await self._keeper.failure()
+            await self._replace_server(self._keeper, why)
+
+    async def _replace_server(self, keeper: InferenceProcess, why: str) -> None:
+        """Give up what was under way, start the server again, and serve once it has the newest weights."""
+        self._is_up.clear()
+        self.version = None
+        self.become("starting", "another inference server")
+        for serving in list(self._running.values()):
+            serving.task.cancel()
+            await self._fail(serving.command, why)
+        self._client = await keeper.restart(why)
+        self.become("starting", "the newest version")
+        self._is_up.set()
+        if self._last_published is not None and self._newest.empty():
+            self._newest.put_nowait(self._last_published)
+        async with asyncio.timeout(self.settings.engine.start_limit_s), self._loaded:
+            await self._loaded.wait_for(lambda: self.version is not None)
+        self.become("ready")
+
+    async def abort_start(self) -> None:
+        """End the server."""
+        if self._keeper is not None:
+            await self._keeper.stop()
 
     async def drain(self) -> None:
         """Stop the server; drivers ask elsewhere with the tokens they hold."""
         for serving in list(self._running.values()):
             serving.task.cancel()
-        if self._session is not None:
-            await self._session.close()
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                async with asyncio.timeout(5.0):
-                    await self._process.wait()
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
-
-    # --- the server ---
-
-    async def _connect(self) -> EngineClient:
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        self.become("starting", "the inference server")
-        return EngineClient(await self._start_server(), self._session)
-
-    def _embedded(self, port_file: Path) -> list[str]:
-        engine = self.settings.engine
-        return [
-            *(sys.executable, "-m", "asearch.engines.embedded", "--model-path", self._model_dir),
-            *("--host", "127.0.0.1", "--port", "0", "--port-file", str(port_file)),
-            *("--threads", str(engine.threads), "--seed", str(self.settings.seed)),
-            *("--max-running-requests", str(engine.max_running_requests)),
-            *("--max-total-tokens", str(engine.max_total_tokens)),
-            *("--context-length", str(self.settings.agent.max_context_tokens)),
-            *("--stream-interval", "64", "--incremental-streaming-output", "--die-with-parent"),
-        ]
-
-    @property
-    def _log_path(self) -> Path:
-        return self.context.run_dir / "logs" / f"{self.context.actor_id}-server.log"
-
-    def _log_tail(self) -> str:
-        text = self._log_path.read_text(errors="replace") if self._log_path.is_file() else ""
-        return f"the end of {self._log_path}:\n" + "\n".join(text.splitlines()[-15:])
-
-    async def _start_server(self) -> str:
-        port_file = self.context.run_dir / f"{self.context.actor_id}.port"
-        port_file.unlink(missing_ok=True)
-        self._process = await self.platform.spawn(self._server_command(port_file), log_path=self._log_path)
-        deadline_s = self.platform.monotonic() + self.settings.engine.start_timeout_s
-        while not port_file.is_file():
-            if self._process.returncode is not None:
-                raise EngineError(f"the inference server did not start; {self._log_tail()}")
-            if self.platform.monotonic() > deadline_s:
-                raise EngineError(f"no server after {self.settings.engine.start_timeout_s:g} s; {self._log_tail()}")
-            await self.platform.sleep(0.05)
-        return f"http://127.0.0.1:{int(port_file.read_text())}"
+        if self._keeper is not None:
+            await self._keeper.stop()
 
     # --- weights ---
 
     async def _follow_policy(self) -> None:
         """Load what the trainer publishes; of several that wait only the newest."""
-        newest: asyncio.Queue[PolicyPublished] = asyncio.Queue(maxsize=1)
+        newest = self._newest
         self.spawn(self._load_each(newest), "weights")
         async with aclosing(self.bus.read("policy", events=(PolicyPublished,))) as reader:
             async for stored in reader:
@@ -189,10 +175,12 @@ class Engine(Actor):
                 if newest.full():
                     newest.get_nowait()
                 newest.put_nowait(stored.event)
+                self._last_published = stored.event
 
     async def _load_each(self, newest: asyncio.Queue[PolicyPublished]) -> None:
         n_failed = 0
         while True:
+            await self._is_up.wait()
             published = await newest.get()
             if not await asyncio.to_thread(Path(published.manifest.path).is_dir):
                 self.log.info("version is gone already", version=str(published.version))
@@ -201,6 +189,8 @@ class Engine(Actor):
                 await self._load(published)
                 n_failed = 0
             except EngineError as error:
+                if not self._is_up.is_set():
+                    continue  # with the next server the newest version is asked for again
                 n_failed += 1
                 self.log.warning("version not loaded", version=str(published.version), error=str(error), n=n_failed)
                 if n_failed >= MAX_LOADS:
@@ -211,12 +201,18 @@ class Engine(Actor):
                         newest.put_nowait(published)
 
     async def _load(self, published: PolicyPublished) -> None:
-        begun_s = self.platform.monotonic()
-        await self._client.pause("retract")
+        begun_s, client = self.platform.monotonic(), self._client
+        self._is_loading = True
         try:
-            await self._client.update_weights(published.manifest.path, str(published.version))
+            await client.pause("retract")
+            try:
+                await client.update_weights(published.manifest.path, str(published.version))
+            finally:
+                await client.resume()
         finally:
-            await self._client.resume()
+            self._is_loading = False
+        if client is not self._client or not self._is_up.is_set():
+            raise EngineError("the server was replaced while it loaded")
         self._update_s = self.platform.monotonic() - begun_s
         async with self._loaded:
             self.version = published.version
@@ -229,14 +225,23 @@ class Engine(Actor):
         command = incoming.message
         if not isinstance(command, Generate) or command.request in self._running:
             return
-        if len(self._running) >= MAX_PENDING:
-            await self._fail(command, "the engine has too many requests")
+        refusal = self._refusal(command)
+        if refusal:
+            await self._fail(command, refusal)
             return
         served = Served(self.platform.now_ns(), incoming.traceparent)
         task = self.spawn(self._generate(command, served), f"generate {command.request}")
         self._running[command.request] = _Serving(command, task, self._clock.now_s)
         # Not by the task itself: one that is cancelled before it first runs runs nothing at all.
         task.add_done_callback(lambda _: self._running.pop(command.request, None))
+
+    def _refusal(self, command: Generate) -> str:
+        """Why a request is not passed on; empty if it is. SGLang's scheduler dies of a token id outside the vocabulary."""
+        if not self._is_up.is_set():
+            return "the engine's server is being started again"
+        if len(self._running) >= MAX_PENDING:
+            return "the engine has too many requests"
+        return refuse_ids(unpack_ids(command.prompt.data), self._n_vocabulary)
 
     async def _on_abort(self, incoming: Incoming) -> None:
         command = incoming.message
@@ -346,6 +351,16 @@ class Engine(Actor):
                 ),
                 subject=command.reply_to,
             )
+
+
+def refuse_ids(ids: Sequence[int], n_vocabulary: int | None) -> str:
+    """Why these prompt ids must not reach a server; empty if they may. `n_vocabulary` None: the model is not known."""
+    if not ids:
+        return "the prompt is empty"
+    if n_vocabulary is None or 0 <= min(ids) <= max(ids) < n_vocabulary:
+        return ""
+    odd = next(each for each in ids if not 0 <= each < n_vocabulary)
+    return f"token id {odd} of the prompt is outside the model's vocabulary of {n_vocabulary}"
 
 
 def version_of(text: str) -> Version:

@@ -7,7 +7,7 @@ def actors_of(settings: Settings) -> list[tuple[str, str]]:
     """Kind and name of every actor of a run on one machine, in order of their start."""
     counts = {
         "trainer": 1,
-        "engine": settings.engine.count,
+        "engine": settings.engine.n_engines,
         "grader": settings.actors.graders,
         "tool": settings.actors.tools,
         "driver": settings.actors.drivers,

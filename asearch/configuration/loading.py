@@ -11,6 +11,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 import msgspec
 
+from asearch.configuration.engine import check_engine
 from asearch.configuration.plugins import check_plugins
 from asearch.configuration.settings import ArchiveSettings, Settings, ViewerSettings
 from asearch.errors import ConfigError
@@ -94,12 +95,16 @@ def check_settings(settings: Settings) -> Settings:
         "run.max_refills": run.max_refills,
         "run.max_empty_steps": run.max_empty_steps,
         "warmstart.steps": settings.warmstart.steps,
+        "engine.max_restarts": settings.engine.max_restarts,
     }
     durations_s = {
         "run.episode_deadline_s": run.episode_deadline_s,
         "run.lease_s": run.lease_s,
         "tools.deadline_s": settings.tools.deadline_s,
-        "engine.start_timeout_s": settings.engine.start_timeout_s,
+        "engine.start_timeout_s": 1.0 if settings.engine.start_timeout_s is None else settings.engine.start_timeout_s,
+        "engine.health_interval_s": settings.engine.health_interval_s,
+        "engine.health_timeout_s": settings.engine.health_timeout_s,
+        "engine.restart_period_s": settings.engine.restart_period_s,
     }
     for path, value in positive.items():
         if value < 1:
@@ -114,8 +119,7 @@ def check_settings(settings: Settings) -> Settings:
         raise ConfigError(f"run.min_graded must be from 1 to run.group_size ({run.group_size}), got {run.min_graded}")
     if run.rule not in ("mask", "discard", "keep"):
         raise ConfigError(f"run.rule is {run.rule!r}{suggest(run.rule, ('mask', 'discard', 'keep'))}")
-    if settings.engine.kind != "embedded":
-        raise ConfigError(f"engine.kind is {settings.engine.kind!r}; this version runs the embedded engine only")
+    check_engine(settings.engine)
     check_plugins(settings)
     return settings
 

@@ -3,6 +3,7 @@
 import msgspec
 
 from asearch.agents.settings import AgentSettings
+from asearch.configuration.engine import EngineSettings
 from asearch.rewards.answer import AUG_WEIGHT
 from asearch.rewards.grader import RewardConfig
 from asearch.tools.latency import LatencySpec
@@ -122,17 +123,6 @@ class ActorSettings(Table, frozen=True, kw_only=True):
     drivers: int = 1
     tools: int = 1
     graders: int = 1
-
-
-class EngineSettings(Table, frozen=True, kw_only=True):
-    """The inference servers."""
-
-    kind: str = "embedded"
-    count: int = 1
-    threads: int = 1
-    max_running_requests: int = 128
-    max_total_tokens: int = 65536
-    start_timeout_s: float = 120.0
 
 
 class EvaluationSettings(Table, frozen=True, kw_only=True):

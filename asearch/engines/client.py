@@ -150,9 +150,20 @@ class EngineClient:
             pass
 
     async def health(self, timeout_s: float = 5.0) -> bool:
-        """Whether the server answers that it is well; never raises."""
+        """Whether the server answers that it is well; never raises. SGLang generates a token for it, but not while paused."""
+        return await self._answers("/health", timeout_s)
+
+    async def is_ready(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server has loaded its model, is well and not paused; never raises. Nothing is generated."""
+        return await self._answers("/ready", timeout_s)
+
+    async def has_model(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server has loaded its model; never raises."""
+        return await self._answers("/model_info", timeout_s)
+
+    async def _answers(self, path: str, timeout_s: float) -> bool:
         try:
-            async with self._call("GET", "/health", None, _timeout(timeout_s)):
+            async with self._call("GET", path, None, _timeout(timeout_s)):
                 return True
         except EngineError:
             return False

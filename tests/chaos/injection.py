@@ -158,9 +158,15 @@ class Injector:
         if fault.action == "stop":
             return lambda: watch.ready_ns.get(name, 0) > from_ns and watch.made_progress(name, from_ns)
 
+        before = watch.lives.get(name)
+
         def replaced() -> bool:
             life = watch.lives.get(name)
-            return life is not None and life.pid != pid and life.ready_ns > from_ns and watch.made_progress(name, life.ready_ns)
+            if life is None or life.ready_ns <= from_ns:
+                return False
+            # An engine starts its server again itself.
+            is_other = life.pid != pid or (before is not None and life.n_server_starts > before.n_server_starts)
+            return is_other and watch.made_progress(name, life.ready_ns)
 
         return replaced
 

@@ -28,10 +28,11 @@ GAUGE_OF_RECORDER = "n_archived"
 
 @dataclass(frozen=True)
 class Life:
-    """One process of an actor: since when it says that it is ready."""
+    """One process of an actor, of an engine one server of it: since when it says that it is ready."""
 
     pid: int
     ready_ns: int
+    n_server_starts: int = 0
 
 
 class Watch:
@@ -72,8 +73,10 @@ class Watch:
         self.gauges[name, beat.pid] = beat.gauges
         if beat.state == "ready":
             self.ready_ns[name] = max(beat.at_ns, self.ready_ns.get(name, 0))
-            if name not in self.lives or self.lives[name].pid != beat.pid:
-                self.lives[name] = Life(beat.pid, beat.at_ns)
+            n_starts = int(beat.gauges.get("n_server_starts", 0))
+            life = self.lives.get(name)
+            if life is None or (life.pid, life.n_server_starts) != (beat.pid, n_starts):
+                self.lives[name] = Life(beat.pid, beat.at_ns, n_starts)
         await self._notify()
 
     async def saw(self, event: Event) -> None:

@@ -1,0 +1,26 @@
+"""How an inference server is started: command, environment, and where it listens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of one server. It listens on `port` of loopback, or on the port that it writes into `port_file`."""
+
+    argv: list[str]
+    env: Mapping[str, str] | None = None
+    """None inherits."""
+    port: int | None = None
+    port_file: Path | None = None
+
+    def url(self) -> str | None:
+        """Where the server listens; None while it has not said so."""
+        if self.port is not None:
+            return f"http://127.0.0.1:{self.port}"
+        if self.port_file is None or not self.port_file.is_file():
+            return None
+        return f"http://127.0.0.1:{int(self.port_file.read_text())}"
