@@ -14,7 +14,8 @@ from actors.runtime.batches import Batch, BatchFeed
 from actors.runtime.checkpointing import Checkpointer, standing
 from actors.runtime.policy_journal import PolicyJournal
 from actors.runtime.publishing import Publisher
-from actors.runtime.ranks import Rank, RankProcess
+from actors.runtime.rank_group import start_ranks
+from actors.runtime.ranks import Rank
 from actors.runtime.work_spans import step_span
 from asearch.configuration.loading import recipe_hash
 from asearch.errors import BusError, CheckpointError, TrainingError
@@ -135,7 +136,7 @@ class Trainer(Actor):
         """A rank with the model, and with the state of the checkpoint if there is one."""
         self.become("starting", "the rank process (imports megatron-core)")
         log_path = self.context.run_dir / "logs" / f"{self.context.actor_id}-rank.log"
-        rank = self._rank = self._given_rank or await RankProcess.start(self.platform, log_path)
+        rank = self._rank = self._given_rank or await start_ranks(self.platform, self.settings.trainer, log_path)
         settings = msgspec.json.encode(self.settings.trainer)
         command = LoadModel(model_dir=self._model_dir, settings=settings, seed=self.settings.seed)
         await rank.ask(command, ModelLoaded, STEP_TIMEOUT_S)

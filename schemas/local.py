@@ -30,6 +30,13 @@ class Command(Record, tag_field="type", frozen=True, kw_only=True):
     """What a trainer actor tells a rank."""
 
 
+class JoinGroup(Command, tag="join_group", frozen=True, kw_only=True):
+    """Meet the other ranks at rank 0's store; first command of a rank that is one of several."""
+
+    address: str
+    port: int
+
+
 class LoadModel(Command, tag="load_model", frozen=True, kw_only=True):
     """Build the model from an HF folder, with fresh optimizer state. `settings` is the `trainer` table of the recipe, as JSON."""
 
@@ -102,12 +109,19 @@ class RankReady(Reply, tag="rank_ready", frozen=True, kw_only=True):
     megatron_version: str
     device: str
     """As torch names it, e.g. `cpu`, `cuda:0`."""
+    store_port: int = 0
+    """Where rank 0 of several listens for the others; 0 for other ranks."""
+
+
+class GroupJoined(Reply, tag="group_joined", frozen=True, kw_only=True):
+    """`JoinGroup` is done: every rank of the group is there."""
 
 
 class ModelLoaded(Reply, tag="model_loaded", frozen=True, kw_only=True):
     """`LoadModel` is done."""
 
     n_parameters: int
+    """Trained numbers of the whole model, however many ranks hold it."""
 
 
 class StepDone(Reply, tag="step_done", frozen=True, kw_only=True):
@@ -165,9 +179,17 @@ class RankFailed(Reply, tag="rank_failed", frozen=True, kw_only=True):
     storage: bool = False
 
 
-AnyCommand = LoadModel | TrainStep | ExportWeights | SaveCheckpoint | AwaitCheckpoint | RestoreCheckpoint | StopRank
+AnyCommand = JoinGroup | LoadModel | TrainStep | ExportWeights | SaveCheckpoint | AwaitCheckpoint | RestoreCheckpoint | StopRank
 AnyReply = (
-    RankReady | ModelLoaded | StepDone | WeightsExported | CheckpointCopied | CheckpointProgress | CheckpointRestored | RankFailed
+    RankReady
+    | GroupJoined
+    | ModelLoaded
+    | StepDone
+    | WeightsExported
+    | CheckpointCopied
+    | CheckpointProgress
+    | CheckpointRestored
+    | RankFailed
 )
 
 command_decoder = msgspec.msgpack.Decoder(AnyCommand)

@@ -1,10 +1,11 @@
-"""The actor's side of a rank process: start it, send a command, wait for its reply."""
+"""The actor's side of a rank process: start it, send a command, wait for its reply. `rank_group` has several of them."""
 
 import asyncio
 import contextlib
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -32,8 +33,17 @@ class Rank(Protocol):
 class RankProcess:
     """One rank. Commands are answered in order, one at a time."""
 
-    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log_path: Path) -> None:
+    def __init__(
+        self,
+        process: Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        log_path: Path,
+        name: str = "the rank",
+    ) -> None:
         self.process = process
+        self.name = name
+        self.ready: RankReady | None = None
         self._reader = reader
         self._writer = writer
         self._log_path = log_path
@@ -41,12 +51,22 @@ class RankProcess:
         self._is_out_of_step = False
 
     @classmethod
-    async def start(cls, platform: Platform, log_path: Path, env: dict[str, str] | None = None) -> "RankProcess":
-        """Start a rank and wait until it has imported what it needs. Raises TrainingError with the end of its log."""
+    async def start(
+        cls,
+        platform: Platform,
+        log_path: Path,
+        env: dict[str, str] | None = None,
+        options: Sequence[str] = (),
+        name: str = "the rank",
+    ) -> "RankProcess":
+        """Start a rank and wait until it has imported what it needs. Raises TrainingError with the end of its log.
+
+        `options` are further arguments of its command line; errors call it by `name`.
+        """
         ours, theirs = socket.socketpair()
         try:
             process = await platform.spawn(
-                [sys.executable, "-m", "asearch.training.rank", "--fd", str(theirs.fileno())],
+                [sys.executable, "-m", "asearch.training.rank", "--fd", str(theirs.fileno()), *options],
                 env=env,
                 log_path=log_path,
                 pass_fds=(theirs.fileno(),),
@@ -56,10 +76,13 @@ class RankProcess:
         try:
             ours.setblocking(False)
             reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
-            rank = cls(process, reader, writer, log_path)
+            rank = cls(process, reader, writer, log_path, name)
             ready = await rank._read(START_TIMEOUT_S)
+            if isinstance(ready, RankFailed):
+                raise TrainingError(f"{name} did not start: {ready.message}\n{ready.traceback}")
             if not isinstance(ready, RankReady):
-                raise TrainingError(f"the rank did not start: {ready}")
+                raise TrainingError(f"{name} did not start: {ready}")
+            rank.ready = ready
         except BaseException:
             # Nobody else knows of the process yet; it has nothing to lose.
             ours.close()
@@ -72,12 +95,13 @@ class RankProcess:
 
         Raises TrainingError if the rank fails, dies or takes too long, StorageError if the command failed because of a disk.
         """
-        data = encoder.encode(command)
-        if len(data) > MAX_FRAME_BYTES:
-            raise TrainingError(f"a command of {len(data)} bytes is over the limit of {MAX_FRAME_BYTES}")
+        return answer(await self.exchange(encoded(command), timeout_s), command, expected, self.name)
+
+    async def exchange(self, data: bytes, timeout_s: float) -> Reply:
+        """Send an encoded command and wait for any reply. Raises TrainingError if the rank is gone or takes too long."""
         async with self._turn:
             if self._is_out_of_step:
-                raise TrainingError("the rank's last reply was not waited for; it takes no more commands")
+                raise TrainingError(f"the last reply of {self.name} was not waited for; it takes no more commands")
             self._is_out_of_step = True
             self._writer.write(_LENGTH.pack(len(data)))
             self._writer.write(data)
@@ -85,12 +109,6 @@ class RankProcess:
                 await self._writer.drain()
             reply = await self._read(timeout_s)
             self._is_out_of_step = False
-        if isinstance(reply, RankFailed) and reply.storage:
-            raise StorageError(reply.message)
-        if isinstance(reply, RankFailed):
-            raise TrainingError(f"the rank could not {type(command).__name__}: {reply.message}\n{reply.traceback}")
-        if not isinstance(reply, expected):
-            raise TrainingError(f"the rank answered {type(command).__name__} with {type(reply).__name__}")
         return reply
 
     async def _read(self, timeout_s: float) -> Reply:
@@ -99,9 +117,9 @@ class RankProcess:
                 (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
                 return reply_decoder.decode(await self._reader.readexactly(length))
         except TimeoutError as error:
-            raise TrainingError(f"the rank did not answer within {timeout_s:g} s; {self.log_tail()}") from error
+            raise TrainingError(f"{self.name} did not answer within {timeout_s:g} s; {self.log_tail()}") from error
         except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise TrainingError(f"the rank is gone; {self.log_tail()}") from error
+            raise TrainingError(f"{self.name} is gone; {self.log_tail()}") from error
 
     def log_tail(self) -> str:
         """The last lines of the rank's log, for an error message."""
@@ -118,3 +136,22 @@ class RankProcess:
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
+
+
+def encoded(command: Command) -> bytes:
+    """The frame of a command. Raises TrainingError for one that is too large."""
+    data = encoder.encode(command)
+    if len(data) > MAX_FRAME_BYTES:
+        raise TrainingError(f"a command of {len(data)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return data
+
+
+def answer(reply: Reply, command: Command, expected: type[R], name: str) -> R:
+    """`reply` if it is what `command` is answered with. Raises TrainingError, or StorageError for a failure of a disk."""
+    if isinstance(reply, RankFailed) and reply.storage:
+        raise StorageError(reply.message)
+    if isinstance(reply, RankFailed):
+        raise TrainingError(f"{name} could not {type(command).__name__}: {reply.message}\n{reply.traceback}")
+    if not isinstance(reply, expected):
+        raise TrainingError(f"{name} answered {type(command).__name__} with {type(reply).__name__}")
+    return reply

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from actors.runtime.platform import Platform
-from actors.runtime.ranks import RankProcess
+from actors.runtime.rank_group import start_ranks
 from asearch.configuration.settings import Settings
 from schemas.local import (
     ExportWeights,
@@ -36,7 +36,7 @@ async def warm_start(
     progress: Progress,
 ) -> None:
     """Train the fresh model on batches of demonstrations and write it to `target_dir`. Batches are made while a step runs."""
-    rank = await RankProcess.start(platform, log_path)
+    rank = await start_ranks(platform, settings.warmstart.trainer, log_path)
     warm = settings.warmstart
     try:
         command = LoadModel(model_dir=str(fresh_dir), settings=msgspec.json.encode(warm.trainer), seed=settings.seed)

@@ -43,13 +43,13 @@ class Learner:
             behaviour_cap=settings.behaviour_cap,
             behaviour_cap_mode=settings.behaviour_cap_mode,
         )
-        start_parallel(settings, seed)
+        self.place = start_parallel(settings, seed)
         self.module = build_model(self.model_config, settings)
         self.position = current_position(self.module.config)
         load_hf(self.weights(), FolderWeights(model_dir, self.model_config), self.model_config, self.position.placement)
         half = settings.precision == "bf16"
         wrapped = Float16Module(self.module.config, self.module) if half else self.module
-        reduce = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False)
+        reduce = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=settings.shares_optimizer)
         self.ddp = DistributedDataParallel(self.module.config, reduce, wrapped)
         self.optimizer = get_megatron_optimizer(_optimizer_config(settings), [cast("Any", self.ddp)])
         config = self.module.config
@@ -64,8 +64,8 @@ class Learner:
 
     @property
     def n_parameters(self) -> int:
-        """Trained numbers of the model."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        """Trained numbers of the model, of all ranks together."""
+        return sum(math.prod(shape) for shape in self.model_config.shapes().values())
 
     def inner_optimizers(self) -> list[torch.optim.Optimizer]:
         """torch's optimizers inside megatron's."""
@@ -164,5 +164,5 @@ def _optimizer_config(settings: TrainerSettings) -> OptimizerConfig:
         clip_grad=settings.clip_grad,
         bf16=half,
         params_dtype=torch.bfloat16 if half else torch.float32,
-        use_distributed_optimizer=False,
+        use_distributed_optimizer=settings.shares_optimizer,
     )

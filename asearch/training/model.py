@@ -8,13 +8,14 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import silu
 
-from asearch.errors import InputError
+from asearch.errors import ConfigError, InputError
 from asearch.models.config import ModelConfig
 from asearch.training.attention import PackedAttention, PackedLayout
 from asearch.training.layers import GatedMLP, RankNorm
@@ -27,15 +28,46 @@ class PolicyModel(GPTModel):
     _selected_N: Tensor | None = None
 
     def forward(self, ids_T: Tensor, layout: PackedLayout, rows_N: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Logits (N, V) that follow the tokens at `rows_N` of the packed `ids_T`; V is this rank's share of the vocabulary."""
+        """Logits (N, V) that follow the tokens at `rows_N` of the packed `ids_T`; V is this rank's share of the vocabulary.
+
+        Before the last pipeline stage, what the next stage goes on with.
+        """
         self._selected_N = rows_N
         unused = cast("Tensor", None)
-        return super().forward(ids_T.unsqueeze(0), unused, unused, packed_seq_params=layout).squeeze(0)
+        out = super().forward(ids_T.unsqueeze(0), unused, unused, packed_seq_params=layout)
+        return out.squeeze(0) if self.post_process else out
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.post_process and self._selected_N is not None:
+            if self.config.sequence_parallel:
+                # The rows lie on any of the ranks; backward sums what each has of the gradient, so the layer need not.
+                hidden_states = gather_from_sequence_parallel_region(hidden_states)
             hidden_states = hidden_states.index_select(0, self._selected_N)
         return super()._postprocess(hidden_states, *args, **kwargs)
+
+
+def padded_vocab_size(model: ModelConfig, tensor_size: int) -> int:
+    """Rows of the embedding over all tensor-parallel ranks: the vocabulary, rounded up so that they share it equally."""
+    return -(-model.vocab_size // tensor_size) * tensor_size
+
+
+def check_parallel(model: ModelConfig, settings: TrainerSettings) -> None:
+    """Raises ConfigError where the layers of `model` cannot be spread over the ranks that `settings` ask for."""
+    shared = {
+        "query heads": model.n_heads,
+        "key heads": model.n_kv_heads,
+        "feed-forward units": model.intermediate_size,
+    }
+    for what, size in shared.items():
+        if size % settings.tensor_parallel:
+            raise ConfigError(
+                f"trainer.tensor_parallel is {settings.tensor_parallel}, which does not divide the model's {size} {what}"
+            )
+    if model.n_layers % settings.pipeline_parallel:
+        raise ConfigError(
+            f"trainer.pipeline_parallel is {settings.pipeline_parallel}, which does not divide "
+            f"the model's {model.n_layers} layers"
+        )
 
 
 def transformer_config(model: ModelConfig, settings: TrainerSettings) -> TransformerConfig:
@@ -78,16 +110,24 @@ def transformer_config(model: ModelConfig, settings: TrainerSettings) -> Transfo
         pipeline_model_parallel_size=settings.pipeline_parallel,
         context_parallel_size=settings.context_parallel,
         sequence_parallel=settings.tensor_parallel > 1,
+        **_recompute(settings),
     )
+
+
+def _recompute(settings: TrainerSettings) -> dict[str, Any]:
+    if settings.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {"recompute_granularity": "selective"} if settings.recompute == "selective" else {}
 
 
 def build_model(model: ModelConfig, settings: TrainerSettings) -> PolicyModel:
     """The part of the model that this rank holds, with weights not yet set."""
+    check_parallel(model, settings)
     config = transformer_config(model, settings)
     built = PolicyModel(
         config=config,
         transformer_layer_spec=_layer_spec(model, config),
-        vocab_size=model.vocab_size,
+        vocab_size=padded_vocab_size(model, settings.tensor_parallel),
         max_sequence_length=model.max_positions,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
@@ -96,6 +136,10 @@ def build_model(model: ModelConfig, settings: TrainerSettings) -> PolicyModel:
         position_embedding_type="rope" if torch.cuda.is_available() else "none",
         rotary_base=cast("int", model.rope_theta),
     )
+    if built.post_process and config.sequence_parallel:
+        # Its input is gathered before rows are selected.
+        built.output_layer.sequence_parallel = False
+        built.output_layer.disable_grad_reduce = True
     return built.cuda() if torch.cuda.is_available() else built
 
 

@@ -1,5 +1,7 @@
 """The rank process: `python -m asearch.training.rank --fd N`, N an inherited socket on which the trainer actor speaks.
 
+One of several ranks is told so by `--rank R --world-size N --rendezvous ADDRESS:PORT`; the first of them listens there.
+
 Import-light until `main` runs, because spawned children of this process import it again.
 """
 
@@ -11,6 +13,7 @@ import sys
 import time
 import traceback
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +29,8 @@ from schemas.local import (
     CheckpointRestored,
     Command,
     ExportWeights,
+    GroupJoined,
+    JoinGroup,
     LoadModel,
     ModelLoaded,
     RankFailed,
@@ -43,12 +48,25 @@ from schemas.local import (
 if TYPE_CHECKING:
     from asearch.training.checkpoint import CheckpointWriter
     from asearch.training.learner import Learner
+    from asearch.training.parallel import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Which of how many ranks this is, and where they meet."""
+
+    rank: int = 0
+    world_size: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
 
 
 class Rank:
     """Carries out commands; holds the model between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self._store: Store | None = None
         self._learner: Learner | None = None
         self._writer: CheckpointWriter | None = None
 
@@ -64,10 +82,26 @@ class Rank:
             importlib.import_module(f"asearch.training.{module}")
         correct_optimizer_state()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return RankReady(torch_version=str(torch.__version__), megatron_version=megatron.core.__version__, device=device)
+        return RankReady(
+            torch_version=str(torch.__version__),
+            megatron_version=megatron.core.__version__,
+            device=device,
+            store_port=self._listen(),
+        )
+
+    def _listen(self) -> int:
+        """The port at which this rank waits for the others, 0 if it does not."""
+        from asearch.training.parallel import Store
+
+        if self._seat.world_size == 1 or self._seat.rank != 0:
+            return 0
+        self._store = Store(self._seat.address, self._seat.port)
+        return self._store.port
 
     def carry_out(self, command: Command) -> Reply:
         """The reply to one command. Raises what the command raises."""
+        if isinstance(command, JoinGroup):
+            return self._join(command)
         if isinstance(command, LoadModel):
             return self._load(command)
         if self._learner is None or self._writer is None:
@@ -93,6 +127,12 @@ class Rank:
             return CheckpointRestored(elapsed_ns=time.perf_counter_ns() - started_ns)
         raise TrainingError(f"a rank does not know the command {type(command).__name__}")
 
+    def _join(self, command: JoinGroup) -> GroupJoined:
+        from asearch.training.parallel import join
+
+        join(self._store, command.address, command.port, self._seat.rank, self._seat.world_size)
+        return GroupJoined()
+
     def _load(self, command: LoadModel) -> ModelLoaded:
         from asearch.training.checkpoint import CheckpointWriter
         from asearch.training.learner import Learner
@@ -104,9 +144,9 @@ class Rank:
         return ModelLoaded(n_parameters=self._learner.n_parameters)
 
 
-def serve(sock: socket.socket) -> int:
+def serve(sock: socket.socket, seat: Seat) -> int:
     """Answer commands until `StopRank` or the end of the channel. Returns the exit status."""
-    rank = Rank()
+    rank = Rank(seat)
     _reply(sock, rank.ready())
     while True:
         frame = read_frame(sock)
@@ -132,14 +172,21 @@ def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(prog="python -m asearch.training.rank", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited file descriptor of the socket to the trainer")
+    parser.add_argument("--rank", type=int, default=0, help="number of this rank, from 0")
+    parser.add_argument("--world-size", type=int, default=1, help="how many ranks there are")
+    parser.add_argument("--rendezvous", default="127.0.0.1:0", help="ADDRESS:PORT at which rank 0 listens; port 0: a free one")
     arguments = parser.parse_args()
+    address, _, port = arguments.rendezvous.rpartition(":")
+    seat = Seat(arguments.rank, arguments.world_size, address.strip("[]"), int(port))
     # A Ctrl-C in the terminal reaches the whole process group; the trainer decides when its ranks stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A rank in the middle of a step would not notice for long that nobody waits for it, and hold its device meanwhile.
     die_with_parent(signal.SIGKILL)
     warnings.filterwarnings("ignore", module=r"megatron\..*")
+    # Collectives that megatron calls by the names that torch is about to change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
     with socket.socket(fileno=arguments.fd) as sock:
-        sys.exit(serve(sock))
+        sys.exit(serve(sock, seat))
 
 
 def _reply(sock: socket.socket, reply: Reply) -> None:

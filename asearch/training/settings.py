@@ -8,6 +8,7 @@ from asearch.errors import ConfigError
 
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["fp32", "bf16"]
+Recompute = Literal["none", "selective", "full"]
 
 
 class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,10 +44,23 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     looked at later; 0 keeps none and no advantages. 8 bytes each, in the archive of the run."""
     precision: Precision = "fp32"
     threads: int = 1
+    """Threads of each rank."""
     tensor_parallel: int = 1
+    """Ranks that share the matrices of every layer, and the tokens between them (sequence parallel)."""
     pipeline_parallel: int = 1
+    """Ranks that the layers are spread over, in order."""
     context_parallel: int = 1
+    """Ranks that share the tokens of every sequence."""
     data_parallel: int = 1
+    """Copies of the model, each of which takes a part of the sequences."""
+    distributed_optimizer: bool | None = None
+    """Whether ranks with the same weights share the optimizer's state; None: wherever there are several."""
+    recompute: Recompute = "none"
+    """Activations that the backward pass computes again to save memory: of attention (`selective`) or of whole layers."""
+    group_address: str = "127.0.0.1"
+    """Address at which rank 0 listens for the other ranks; on loopback unless said otherwise."""
+    group_port: int = 0
+    """Its port; 0: a free one."""
 
     def __post_init__(self) -> None:
         positive = ("minibatches", "token_budget", "threads", "lr")
@@ -69,8 +83,22 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
             raise ValueError(f"schedule {self.schedule} needs decay_steps above warmup_steps")
         for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel"):
-            if getattr(self, name) != 1:
-                raise ValueError(f"{name} must be 1: this version runs one rank")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.group_port <= 65_535:
+            raise ValueError(f"group_port must be a port number or 0, not {self.group_port}")
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the group."""
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel * self.data_parallel
+
+    @property
+    def shares_optimizer(self) -> bool:
+        """Whether the optimizer's state is spread over the ranks that have the same weights."""
+        if self.distributed_optimizer is None:
+            return self.data_parallel * self.context_parallel > 1
+        return self.distributed_optimizer
 
 
 def decode_settings(data: bytes) -> TrainerSettings:

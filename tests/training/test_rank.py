@@ -164,7 +164,8 @@ def test_a_bad_batch_is_refused_and_changes_nothing(rank: RankProcess, folder: P
         ({"lr": -1.0}, "lr must be above 0"),
         ({"schedule": "cosine"}, "needs decay_steps"),
         ({"objective": "decoupled_pppo"}, "did you mean 'decoupled_ppo'"),
-        ({"tensor_parallel": 2}, "must be 1"),
+        ({"tensor_parallel": 0}, "must be at least 1"),
+        ({"tensor_parallel": 2}, "are 2 ranks; there are 1"),
     ],
 )
 def test_bad_settings_are_refused_by_name(rank: RankProcess, folder: Path, settings: dict[str, Any], message: str) -> None:

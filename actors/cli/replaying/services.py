@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from actors.runtime.platform import Platform
-from actors.runtime.ranks import RankProcess
+from actors.runtime.rank_group import start_ranks
 from actors.runtime.run_files import RunFile
 from actors.runtime.run_source import RunSource
 from actors.runtime.workspace import is_live
@@ -161,7 +161,7 @@ async def _newest_weights(source: RunSource, platform: Platform, say: Say) -> As
 
 
 async def _export(content: RunFile, checkpoint: Path, target: Path, version: Version, platform: Platform, log_path: Path) -> None:
-    rank = await RankProcess.start(platform, log_path)
+    rank = await start_ranks(platform, content.settings.trainer, log_path)
     try:
         settings = msgspec.json.encode(content.settings.trainer)
         load = LoadModel(model_dir=content.model_dir, settings=settings, seed=content.settings.seed)
