@@ -2,19 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
 
 from actors.runtime.actor import Actor, Context
 from actors.runtime.bus import Incoming, Stored
-from actors.runtime.engines import EngineDirectory
+from actors.runtime.engines import EngineDirectory, Place
 from actors.runtime.episode_run import TICK_S, EpisodeRun
 from actors.runtime.held_trace import Abandoned
 from actors.runtime.work_spans import drive_span
 from asearch.agents.episode import EpisodeState, GenerateRequest
 from asearch.agents.recorded import start_of
 from asearch.agents.registry import make_agent
-from asearch.errors import BusError, EngineError
+from asearch.errors import BusError
 from asearch.models.tokenizer import Tokenizer
 from schemas.commands import Abort, CancelEpisodes, Generate, GenerationChunk, Lease, Received, ToolReply
 from schemas.events import EpisodeRequested, Event
@@ -25,8 +25,10 @@ CHUNK_TIMEOUT_S = 60.0
 """Silence of an engine after which a request is asked again elsewhere, with the tokens already held."""
 RECONNECT_SILENCE_S = 5.0
 """The same after the connection was lost: chunks that were under way then are lost."""
+HAND_OVER_SILENCE_S = 4.0
+"""The same of an engine that leaves: it hands over within a second or two."""
 ENGINE_WAIT_S = 120.0
-"""How long an episode waits for any engine before it is dropped."""
+"""How long an episode waits before it is dropped, while no engine is ready and none says that it is starting."""
 
 
 @dataclass
@@ -34,10 +36,20 @@ class _Ask:
     """One request to an engine, and the chunks that answer it."""
 
     id: str
-    engine: str
+    place: Place
     chunks: asyncio.Queue[GenerationChunk]
     n_reconnects: int
     patience_s: float = CHUNK_TIMEOUT_S
+    has_begun: bool = False
+    """Whether a chunk has come."""
+    leaving: AsyncExitStack = field(default_factory=AsyncExitStack)
+    """Not empty once the engine was told to hand it over."""
+    is_leaving: bool = False
+
+    @property
+    def engine(self) -> str:
+        """Who was asked."""
+        return self.place.engine
 
 
 class Driver(Actor):
@@ -51,7 +63,8 @@ class Driver(Actor):
         super().__init__(context)
         self._agent = make_agent(context.settings.agent, Tokenizer.load(tokenizer_dir))
         self._slots = asyncio.Semaphore(context.settings.run.max_episodes_per_driver)
-        self._engines = EngineDirectory(context.platform)
+        self._engines = EngineDirectory(context.platform, context.settings.engine, ENGINE_WAIT_S)
+        self._engines.on_outage = self._on_outage
         self._asks: dict[str, _Ask] = {}
         # Engines may still stream to an earlier life of this driver, under the same name.
         self._life = context.platform.new_id()
@@ -60,15 +73,25 @@ class Driver(Actor):
         self._episodes: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, EpisodeRun] = {}
         self._n_asks = 0
+        self._n_tokens = 0
+        self._n_handed_over = 0
         self._n_done = 0
         self._n_abandoned = 0
         self._n_taken_over = 0
         self._n_reconciled = 0
 
     def gauges(self) -> dict[str, float]:
-        """Episodes held, finished, abandoned, taken over from another driver; losses of facts by the broker made good."""
+        """Episodes held, finished, abandoned, taken over from another driver; losses of facts by the broker made good.
+
+        Tokens taken from engines; requests that wait for a place in one, generations handed over from one to another, episodes
+        that moved from one that still served.
+        """
         return {
             "n_episodes": len(self._episodes),
+            "n_tokens": self._n_tokens,
+            "n_waiting": self._engines.n_waiting,
+            "n_handed_over": self._n_handed_over,
+            "n_moved": self._engines.n_moved,
             "n_done": self._n_done,
             "n_abandoned": self._n_abandoned,
             "n_taken_over": self._n_taken_over,
@@ -222,27 +245,30 @@ class Driver(Actor):
 
     async def generate(self, request: EpisodeRequested, call: GenerateRequest) -> AsyncGenerator[GenerationChunk]:
         """Stream a generation from an engine. When the engine fails or falls silent this ends; the caller asks for the rest."""
-        engine = await self._engine_for(request.episode)
-        self._n_asks += 1
-        name = f"{call.id}/{self._life}/{self._n_asks}"
-        ask = self._asks[name] = _Ask(name, engine, asyncio.Queue(maxsize=1024), self.bus.n_reconnects)
-        self._engines.asked(engine, +1)
-        finished = False
-        try:
-            if not await self._send(request, call, ask):
-                return
-            while not finished:
-                chunk = await self._next_chunk(ask)
-                if chunk is None:
+        async with self._engines.place(request.episode, request.progress) as place:
+            self._n_asks += 1
+            name = f"{call.id}/{self._life}/{self._n_asks}"
+            ask = self._asks[name] = _Ask(name, place, asyncio.Queue(maxsize=1024), self.bus.n_reconnects)
+            finished = False
+            try:
+                if not await self._send(request, call, ask):
                     return
-                finished = chunk.finish is not None
-                yield chunk
-        finally:
-            self._asks.pop(name, None)
-            self._engines.asked(engine, -1)
-            if not finished:
-                with suppress(BusError):
-                    await self.bus.publish(Abort(request=name), key=engine)
+                while not finished:
+                    chunk = await self._next_chunk(ask)
+                    if chunk is None:
+                        return
+                    finished = chunk.finish is not None or chunk.ask_elsewhere
+                    self._n_tokens += len(chunk.versions) and chunk.columns["ids"].shape[0]
+                    self._n_handed_over += chunk.ask_elsewhere
+                    # The last word of an engine that hands over may hold no token: that is nothing to record.
+                    if chunk.versions or not chunk.ask_elsewhere:
+                        yield chunk
+            finally:
+                self._asks.pop(name, None)
+                await ask.leaving.aclose()
+                if not finished:
+                    with suppress(BusError):
+                        await self.bus.publish(Abort(request=name), key=place.engine)
 
     async def _send(self, request: EpisodeRequested, call: GenerateRequest, ask: _Ask) -> bool:
         """Ask the engine; False if the connection takes nothing now."""
@@ -264,11 +290,14 @@ class Driver(Actor):
                     chunk = await ask.chunks.get()
             except TimeoutError:
                 ask.patience_s -= TICK_S
-                if not self._engines.is_alive(ask.engine):
+                if self._engines.has_lost(ask.place):
                     return None
+                if self._engines.is_draining(ask.place):
+                    ask.patience_s = min(ask.patience_s, HAND_OVER_SILENCE_S)
                 if self.bus.n_reconnects != ask.n_reconnects:
                     ask.n_reconnects = self.bus.n_reconnects
                     ask.patience_s = min(ask.patience_s, RECONNECT_SILENCE_S)
+                await self._rebalance(ask)
                 continue
             if chunk.error is not None:
                 episode = chunk.request.partition(":")[0]
@@ -276,17 +305,27 @@ class Driver(Actor):
                     "generation failed", episode=episode, request=chunk.request, engine=ask.engine, error=chunk.error
                 )
                 return None
+            ask.has_begun = True
             return chunk
         return None
 
-    async def _engine_for(self, episode: str) -> str:
-        waited_s = 0.0
-        while (engine := self._engines.choose(episode)) is None:
-            if waited_s > ENGINE_WAIT_S:
-                raise EngineError(f"no engine was ready for {ENGINE_WAIT_S:g} s; see the engine's log in the run's folder")
-            await self.platform.sleep(0.1)
-            waited_s += 0.1
-        return engine
+    async def _rebalance(self, ask: _Ask) -> None:
+        """Take a request out of a queue while another engine has places free; tokens that it has after all are kept."""
+        if ask.has_begun or ask.is_leaving or not self._engines.should_leave(ask.place):
+            return
+        ask.is_leaving = True
+        await ask.leaving.enter_async_context(self._engines.leaving(ask.place))
+        with suppress(BusError):
+            await self.bus.publish(Abort(request=ask.id, hand_over=True), key=ask.engine)
+
+    def _on_outage(self, is_out: bool) -> None:
+        """Say that episodes wait for an engine, or that they no longer do."""
+        if is_out:
+            self.log.warning("no engine serves: episodes wait for one", limit_s=ENGINE_WAIT_S)
+        else:
+            self.log.info("an engine serves again")
+        if self.state == "ready":
+            self.become("ready", "an engine" if is_out else "")
 
     def _command(self, request: EpisodeRequested, call: GenerateRequest, ask: str) -> Generate:
         prompt = call.input_bytes
@@ -303,6 +342,8 @@ class Driver(Actor):
             min_step=request.progress,
             reply_to=self.bus.core_subject(GenerationChunk, self.context.actor_id),
             driver=self.context.actor_id,
+            # An evaluation is of one version; without allowance for staleness older tokens would not be trained.
+            may_be_stale=request.purpose == "train" and self.settings.run.eta > 0,
         )
 
     async def _on_chunk(self, incoming: Incoming) -> None:

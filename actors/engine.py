@@ -28,6 +28,10 @@ VERSION_WAIT_S = 60.0
 MAX_LOADS = 5
 """Loads in a row that may fail before the actor gives its server up."""
 LOAD_RETRY_S = 1.0
+STALE_WAIT_S = 2.0
+"""How long a request that may be answered under older weights waits for those that it asks for."""
+HAND_OVER_S, HAND_OVER_AGAIN_S = 3.0, 0.2
+"""How long an engine that leaves waits for the last tokens of its server, and how often it asks for them."""
 LAPSE_S = 10.0
 """A driver that has not named an episode in its lease for so long, while others were heard, does not wait for its tokens."""
 
@@ -39,6 +43,8 @@ class _Serving:
     command: Generate
     task: asyncio.Task[None]
     named_s: float
+    is_sent: bool = False
+    """Whether the server has it."""
 
 
 class InferenceServer(Protocol):
@@ -60,6 +66,10 @@ class InferenceServer(Protocol):
 
     async def update_weights(self, path: str, version: str) -> None:
         """Load the weights at `path` and name them `version`. Raises EngineError."""
+        ...
+
+    async def abort(self, rid: str) -> None:
+        """End a request: its stream brings the tokens it had, and finishes with `abort`. Raises EngineError."""
         ...
 
 
@@ -93,16 +103,27 @@ class Engine(Actor):
         self._n_requests = 0
         self._n_failed = 0
         self._n_lapsed = 0
+        self._n_handed_over = 0
+        self._n_stale = 0
         self._update_s = 0.0
 
     def gauges(self) -> dict[str, float]:
-        """Counters of tokens and requests, requests under way, failed, given up with their driver; seconds of the last update."""
+        """Tokens and requests so far, requests under way, failed, given up with their driver; seconds of the last update.
+
+        `n_places`: requests that the server runs at once; `n_pending`: what is above waits. Requests handed over to other
+        engines, and answered under older weights than they asked for.
+        """
+        n_places = self.settings.engine.max_running_requests
         return {
             "n_tokens": self._n_generated,
             "n_requests": self._n_requests,
             "n_running": len(self._running),
             "n_failed": self._n_failed,
             "n_lapsed": self._n_lapsed,
+            "n_places": n_places,
+            "n_pending": max(0, len(self._running) - n_places),
+            "n_handed_over": self._n_handed_over,
+            "n_stale": self._n_stale,
             "update_s": self._update_s,
             "n_server_starts": self._keeper.n_starts if self._keeper is not None else 0,
         }
@@ -156,7 +177,13 @@ class Engine(Actor):
             await self._keeper.stop()
 
     async def drain(self) -> None:
-        """Stop the server; drivers ask elsewhere with the tokens they hold."""
+        """Hand every request over with the tokens so far, and stop the server."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HAND_OVER_S):
+                while self._running:
+                    # Again and again: a request that was on its way to the server could not be ended there.
+                    await asyncio.gather(*(self._hand_over(serving) for serving in list(self._running.values())))
+                    await self.platform.sleep(HAND_OVER_AGAIN_S)
         for serving in list(self._running.values()):
             serving.task.cancel()
         if self._keeper is not None:
@@ -229,6 +256,9 @@ class Engine(Actor):
         if refusal:
             await self._fail(command, refusal)
             return
+        if self.stopping:
+            await self._ask_elsewhere(command)
+            return
         served = Served(self.platform.now_ns(), incoming.traceparent)
         task = self.spawn(self._generate(command, served), f"generate {command.request}")
         self._running[command.request] = _Serving(command, task, self._clock.now_s)
@@ -246,7 +276,21 @@ class Engine(Actor):
     async def _on_abort(self, incoming: Incoming) -> None:
         command = incoming.message
         if isinstance(command, Abort) and (serving := self._running.get(command.request)) is not None:
+            if command.hand_over:
+                await self._hand_over(serving)
+            else:
+                serving.task.cancel()
+
+    async def _hand_over(self, serving: _Serving) -> None:
+        """End a generation at its newest token; the driver asks another engine for the rest."""
+        if not serving.is_sent:
             serving.task.cancel()
+            await self._ask_elsewhere(serving.command)
+            return
+        try:
+            await self._client.abort(serving.command.request)
+        except EngineError as error:
+            self.log.warning("generation not ended", request=serving.command.request, error=str(error))
 
     async def _on_lease(self, incoming: Incoming) -> None:
         """A driver names its episodes; its generations for others are nobody's after a while."""
@@ -275,7 +319,9 @@ class Engine(Actor):
         self._n_requests += 1
         try:
             async with asyncio.timeout(command.max_wait_ns / 1e9):
-                await self._wait_for_step(command.min_step)
+                await self._wait_for_step(command)
+                if (serving := self._running.get(command.request)) is not None:
+                    serving.is_sent = True
                 await self._stream(command, begun_s, served)
         except (EngineError, BusError, TimeoutError, aiohttp.ClientError) as error:
             self._n_failed += 1
@@ -309,15 +355,23 @@ class Engine(Actor):
                 if self.tracing.on:
                     served.took(chunk, self.platform.now_ns())
 
-    async def _wait_for_step(self, step: int) -> None:
+    async def _wait_for_step(self, command: Generate) -> None:
+        """Wait for the weights that were asked for. Where older ones will do, an engine that is slow serves under these."""
+        step = command.min_step
         if self.version is not None and self.version.step >= step:
             return
-        async with asyncio.timeout(VERSION_WAIT_S), self._loaded:
-            await self._loaded.wait_for(lambda: self.version is not None and self.version.step >= step)
+        try:
+            async with asyncio.timeout(STALE_WAIT_S if command.may_be_stale else VERSION_WAIT_S), self._loaded:
+                await self._loaded.wait_for(lambda: self.version is not None and self.version.step >= step)
+        except TimeoutError:
+            if not command.may_be_stale or self.version is None:
+                raise EngineError(f"no version {step} within {VERSION_WAIT_S:g} s: the engine is at {self.version}") from None
+            self._n_stale += 1
 
     async def _send(self, command: Generate, chunk: GeneratedChunk, elapsed_ns: int, traceparent: str | None) -> None:
-        n_tokens = len(chunk.ids)
+        n_tokens, ends_early = len(chunk.ids), chunk.finish == "abort"
         self._n_generated += n_tokens
+        self._n_handed_over += ends_early
         await self.bus.publish(
             GenerationChunk(
                 request=command.request,
@@ -331,26 +385,33 @@ class Engine(Actor):
                     for span in chunk.versions
                 ],
                 engine=self.context.actor_id,
-                finish=chunk.finish,
+                finish=None if ends_early else chunk.finish,
                 elapsed_ns=elapsed_ns,
+                ask_elsewhere=ends_early,
             ),
             subject=command.reply_to,
             traceparent=traceparent,
         )
 
     async def _fail(self, command: Generate, error: str) -> None:
+        await self._say_without_tokens(command, error=error)
+
+    async def _ask_elsewhere(self, command: Generate) -> None:
+        self._n_handed_over += 1
+        await self._say_without_tokens(command, ask_elsewhere=True)
+
+    async def _say_without_tokens(self, command: Generate, *, error: str | None = None, ask_elsewhere: bool = False) -> None:
+        chunk = GenerationChunk(
+            request=command.request,
+            offset=0,
+            columns={},
+            versions=[],
+            engine=self.context.actor_id,
+            error=error,
+            ask_elsewhere=ask_elsewhere,
+        )
         with suppress(BusError):
-            await self.bus.publish(
-                GenerationChunk(
-                    request=command.request,
-                    offset=0,
-                    columns={},
-                    versions=[],
-                    engine=self.context.actor_id,
-                    error=error,
-                ),
-                subject=command.reply_to,
-            )
+            await self.bus.publish(chunk, subject=command.reply_to)
 
 
 def refuse_ids(ids: Sequence[int], n_vocabulary: int | None) -> str:

@@ -36,6 +36,8 @@ class Generate(Message, tag="generate", frozen=True, kw_only=True):
     max_wait_ns: int = 600_000_000_000
     driver: str = ""
     """Id of the driver: when its lease no longer names the episode, nobody waits for the tokens. Empty: never aborted so."""
+    may_be_stale: bool = False
+    """Whether an engine that is slow to come to `min_step` may answer under the version it has."""
 
 
 class Abort(Message, tag="abort", frozen=True, kw_only=True):
@@ -43,6 +45,8 @@ class Abort(Message, tag="abort", frozen=True, kw_only=True):
 
     request: str
     """As in `Generate`."""
+    hand_over: bool = False
+    """Another engine will go on: the tokens so far are still waited for, up to a chunk with `ask_elsewhere`."""
 
 
 class CancelEpisodes(Message, tag="cancel_episodes", frozen=True, kw_only=True):
@@ -53,7 +57,7 @@ class CancelEpisodes(Message, tag="cancel_episodes", frozen=True, kw_only=True):
 
 
 class GenerationChunk(Message, tag="generation_chunk", frozen=True, kw_only=True):
-    """Tokens of a generation from `offset` on. The last chunk has `finish`; a failed one has `error`."""
+    """Tokens of a generation from `offset` on. The last chunk has `finish`, `ask_elsewhere` or `error`."""
 
     request: str
     """As in `Generate`."""
@@ -69,6 +73,8 @@ class GenerationChunk(Message, tag="generation_chunk", frozen=True, kw_only=True
     error: str | None = None
     elapsed_ns: int = 0
     """From the engine's acceptance of the request."""
+    ask_elsewhere: bool = False
+    """The engine generates no more of it, and has sent every token that it has: another one goes on from here."""
 
 
 class ToolReply(Message, tag="tool_reply", frozen=True, kw_only=True):
@@ -97,6 +103,8 @@ class Heartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
     waiting_for: str = ""
     version: Version | None = None
     """The policy version it serves or trains, where it has one."""
+    leaves_by_ns: int = 0
+    """While `draining`: when it will be gone at the latest. It takes nothing new."""
     gauges: dict[str, float] = {}
     """Numbers by name, e.g. queue depths."""
 
@@ -111,4 +119,45 @@ class Lease(Message, tag="lease", frozen=True, kw_only=True):
     """Ids of all episodes that it holds now."""
 
 
-AnyMessage = Generate | Abort | CancelEpisodes | GenerationChunk | ToolReply | Received | Heartbeat | Lease
+class AddEngines(Message, tag="add_engines", frozen=True, kw_only=True):
+    """Start so many more engines; answered with `EnginesChanged`."""
+
+    n: Count
+    """How many."""
+
+
+class RemoveEngines(Message, tag="remove_engines", frozen=True, kw_only=True):
+    """End engines and do not start them again; answered with `EnginesChanged`. Either ids or a number of them is given."""
+
+    engines: list[str] = []
+    """Ids."""
+    n: Count = 0
+    """How many, the youngest first."""
+    now: bool = False
+    """SIGKILL; else SIGTERM, upon which an engine hands its requests over."""
+
+
+class EnginesChanged(Message, tag="engines_changed", frozen=True, kw_only=True):
+    """What became of `AddEngines` or `RemoveEngines`."""
+
+    changed: list[str]
+    """Ids of the engines that were added or removed."""
+    engines: list[str]
+    """Ids of all engines that the run keeps alive now."""
+    error: str = ""
+    """Why nothing was changed."""
+
+
+AnyMessage = (
+    Generate
+    | Abort
+    | CancelEpisodes
+    | GenerationChunk
+    | ToolReply
+    | Received
+    | Heartbeat
+    | Lease
+    | AddEngines
+    | RemoveEngines
+    | EnginesChanged
+)

@@ -82,7 +82,10 @@ class Reader:
 
 @dataclass(frozen=True)
 class CoreSubject:
-    """A subject without a stream. `reply` is what a receiver answers to a sender that waits."""
+    """A subject without a stream. `reply` is what a receiver answers to a sender that waits.
+
+    `supervisor` stands for what keeps the actors of a run on one machine alive; it connects as an operator.
+    """
 
     noun: str
     verb: str
@@ -184,6 +187,8 @@ TOPOLOGY = Topology(
         CoreSubject("driver", "stream", commands.GenerationChunk, ("engine",), ("driver",), "driver"),
         CoreSubject("driver", "reply", commands.ToolReply, ("tool",), ("driver",), "driver", commands.Received),
         CoreSubject("driver", "cancel", commands.CancelEpisodes, ("scheduler",), ("driver",), "drivers"),
+        CoreSubject("run", "add", commands.AddEngines, ("operator",), ("supervisor",), "run", commands.EnginesChanged),
+        CoreSubject("run", "remove", commands.RemoveEngines, ("operator",), ("supervisor",), "run", commands.EnginesChanged),
         CoreSubject("driver", "lease", commands.Lease, ("driver",), ("scheduler", "engine", "viewer"), "driver"),
         CoreSubject(
             "actor",

@@ -83,6 +83,8 @@ class Actor(ABC):
         self._group: asyncio.TaskGroup | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._burials = asyncio.Semaphore(MAX_BURIALS)
+        self._said = asyncio.Event()
+        self._leaves_by_ns = 0
         self.n_buried = 0
         self.n_dead_lost = 0
 
@@ -162,8 +164,12 @@ class Actor(ABC):
         self.become("ready")
         await self._until_stopped(self.work())
         self._stopping.set()
+        self._leaves_by_ns = self.platform.now_ns() + int(drain_s * 1e9)
         self.become("draining")
         async with _bounded(drain_s):
+            # Before anything else: whoever hears it asks this actor nothing more.
+            with contextlib.suppress(BusError):
+                await self.beat_once()
             if queue is not None:
                 await queue.drain(drain_s)
             await self.drain()
@@ -174,6 +180,7 @@ class Actor(ABC):
         changed = (state, waiting_for) != (self.state, self.waiting_for)
         self.state, self.waiting_for = state, waiting_for
         if changed:
+            self._said.set()
             self.log.info("state", state=state, waiting_for=waiting_for or None)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
@@ -195,9 +202,12 @@ class Actor(ABC):
 
     async def _beat(self) -> None:
         while True:
+            self._said.clear()
             with contextlib.suppress(BusError):
                 await self.beat_once()
-            await self.platform.sleep(HEARTBEAT_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._said.wait()
 
     async def beat_once(self) -> None:
         """Send one heartbeat."""
@@ -210,6 +220,7 @@ class Actor(ABC):
                 state=self.state,
                 waiting_for=self.waiting_for,
                 version=self.version,
+                leaves_by_ns=self._leaves_by_ns,
                 gauges={**self._dead_letters(), **self.gauges()},
             ),
             key=self.context.actor_id,

@@ -40,6 +40,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Flags of `sglang.launch_server`, passed on as they are; one that is set by default as well is replaced."""
     threads: int = 1
     max_running_requests: int = 128
+    max_pending: int | None = None
+    """Requests that may wait in an engine besides those it runs; unset: a quarter of these. The others wait in the drivers."""
     max_total_tokens: int = 65536
     """Tokens of running requests; of SGLang on CPU alone, on CUDA its memory decides."""
     start_timeout_s: float | None = None
@@ -82,6 +84,8 @@ def check_engine(engine: EngineSettings) -> None:
         _check_url(url)
     if len(set(engine.urls)) != len(engine.urls):
         raise ConfigError("engine.urls names a server twice")
+    if engine.max_pending is not None and engine.max_pending < 0:
+        raise ConfigError(f"engine.max_pending must not be negative, got {engine.max_pending}")
     check_args(engine.args)
 
 

@@ -20,6 +20,9 @@ class ActingEngine:
         self.bus, self.name, self.tokenizer, self._script = bus, name, tokenizer, script
         self.asked: list[Generate] = []
         self.aborted: list[str] = []
+        self.handed_over: list[str] = []
+        """What it was told to hand over, and did without a token."""
+        self.pid, self.state = 1, "ready"
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> "ActingEngine":
@@ -35,7 +38,7 @@ class ActingEngine:
 
     async def _beat(self) -> None:
         while True:
-            beat = Heartbeat(actor="engine", actor_id=self.name, pid=1, at_ns=0, state="ready", version=VERSION)
+            beat = Heartbeat(actor="engine", actor_id=self.name, pid=self.pid, at_ns=0, state=self.state, version=VERSION)
             await self.bus.publish(beat, key=self.name)
             await asyncio.sleep(0.1)
 
@@ -47,7 +50,12 @@ class ActingEngine:
 
     async def _on_abort(self, incoming: Incoming) -> None:
         assert isinstance(incoming.message, Abort)
-        self.aborted.append(incoming.message.request)
+        request = incoming.message.request
+        (self.handed_over if incoming.message.hand_over else self.aborted).append(request)
+        for command in self.asked:
+            if incoming.message.hand_over and command.request == request:
+                empty = GenerationChunk(request=request, offset=0, columns={}, versions=[], engine=self.name, ask_elsewhere=True)
+                await self.bus.publish(empty, subject=command.reply_to)
 
     async def say(self, command: Generate, ids: list[int], offset: int = 0, finish: str | None = "stop") -> None:
         """Send tokens from an offset on."""

@@ -60,7 +60,7 @@ def test_every_actor_named_is_in_the_table() -> None:
     named |= {actor for row in TOPOLOGY.core for actor in (*row.senders, *row.receivers)}
     named |= {row.actor for row in (*TOPOLOGY.consumers, *TOPOLOGY.readers)}
     named |= {actor for stream in TOPOLOGY.streams for actor in stream.purged_by}
-    assert named == {*TOPOLOGY.actors, "operator"}
+    assert named == {*TOPOLOGY.actors, "operator", "supervisor"}
     assert all(fact.writers for fact in TOPOLOGY.facts)
     assert all(row.senders and row.receivers for row in TOPOLOGY.core)
 

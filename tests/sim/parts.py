@@ -50,6 +50,7 @@ class ScriptedServer:
         self._going.set()
         self.version = ""
         self.n_served = 0
+        self._aborted: set[str] = set()
 
     async def pause(self, mode: str = "retract") -> None:
         """Suspend generation."""
@@ -70,6 +71,10 @@ class ScriptedServer:
             raise EngineError(f"{path} is corrupt")
         self.version = version
 
+    async def abort(self, rid: str) -> None:
+        """End a request with the tokens it has."""
+        self._aborted.add(rid)
+
     async def generate(
         self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, rid: str, timeout_s: float
     ) -> AsyncGenerator[GeneratedChunk]:
@@ -85,6 +90,10 @@ class ScriptedServer:
         while True:
             await self._going.wait()
             size = min(len(ids) - at, chance.randint(1, 5))
+            if rid in self._aborted:
+                self._aborted.discard(rid)
+                yield await self._chunk(ids, at, size, "abort", len(input_ids))
+                return
             last = at + size == len(ids)
             yield await self._chunk(ids, at, size, finish if last else None, len(input_ids))
             if last:
