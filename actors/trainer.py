@@ -7,13 +7,12 @@ can publish nothing.
 import asyncio
 from pathlib import Path
 
-import msgspec
-
 from actors.runtime.actor import Actor, Context
 from actors.runtime.batches import Batch, BatchFeed
 from actors.runtime.checkpointing import Checkpointer, standing
 from actors.runtime.policy_journal import PolicyJournal
 from actors.runtime.publishing import Publisher
+from actors.runtime.rank_commands import load_model, permute_seed, train_step
 from actors.runtime.rank_group import start_ranks
 from actors.runtime.ranks import Rank
 from actors.runtime.work_spans import step_span
@@ -26,12 +25,10 @@ from schemas.codec import encode
 from schemas.events import GroupVerdict, StepTrained, TrainerClaimed
 from schemas.local import (
     CheckpointRestored,
-    LoadModel,
     ModelLoaded,
     RestoreCheckpoint,
     StepDone,
     TrainGroup,
-    TrainStep,
 )
 from schemas.records import BlobRef, StepTokens, Version
 from schemas.topology import step_tokens_key
@@ -137,9 +134,7 @@ class Trainer(Actor):
         self.become("starting", "the rank process (imports megatron-core)")
         log_path = self.context.run_dir / "logs" / f"{self.context.actor_id}-rank.log"
         rank = self._rank = self._given_rank or await start_ranks(self.platform, self.settings.trainer, log_path)
-        settings = msgspec.json.encode(self.settings.trainer)
-        command = LoadModel(model_dir=self._model_dir, settings=settings, seed=self.settings.seed)
-        await rank.ask(command, ModelLoaded, STEP_TIMEOUT_S)
+        await rank.ask(load_model(self.settings, self._model_dir), ModelLoaded, STEP_TIMEOUT_S)
         if found is not None:
             await rank.ask(RestoreCheckpoint(path=str(found[0])), CheckpointRestored, STEP_TIMEOUT_S)
         await self.platform.fault("trainer.loaded")
@@ -171,7 +166,7 @@ class Trainer(Actor):
                 f"batch of step {closed.step} at policy step {self._step}: OUTCOMES were read twice or not at all"
             )
         begun_ns = self.platform.now_ns()
-        groups = await batch.groups(f"{self.settings.seed}-{self._step}" if self.settings.rewards.permute else None)
+        groups = await batch.groups(permute_seed(self.settings, self._step))
         done = await self._update(groups) if groups else None
         await self.platform.fault("trainer.updated")
         tokens = await self._store_tokens(done) if done and done.episodes else None
@@ -208,16 +203,7 @@ class Trainer(Actor):
 
     async def _update(self, groups: list[TrainGroup]) -> StepDone:
         assert self._rank is not None  # noqa: S101
-        run = self.settings.run
-        command = TrainStep(
-            step=self._step,
-            lineage=self._journal.lineage,
-            groups=groups,
-            max_staleness=run.eta,
-            rule=run.rule,
-            claims=tuple(self._journal.claims),
-            max_recorded_tokens=self.settings.trainer.max_recorded_tokens,
-        )
+        command = train_step(self.settings, self._step, self._journal.lineage, self._journal.claims, groups)
         await self.platform.fault("trainer.step_asked")
         try:
             return await self._rank.ask(command, StepDone, STEP_TIMEOUT_S)

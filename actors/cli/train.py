@@ -15,7 +15,7 @@ from actors.runtime.local_run import LocalRun
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import RUN_FILE, check_name, read_run_file
 from actors.runtime.workspace import Workspace
-from asearch.configuration.loading import load_settings, recipe_hash
+from asearch.configuration.loading import load_settings, recipe_hash, recipe_name
 from asearch.configuration.settings import Settings
 from asearch.errors import ConfigError
 from asearch.training import checkpoints
@@ -39,8 +39,23 @@ _PATH = click.Path(path_type=Path)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the broker on loopback; 0 takes a free one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line at the end.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
-def train(recipe: str, run: str | None, root: Path, port: int, as_json: bool, dry_run: bool, **given: Any) -> None:
+@click.option("--replay", "replayed", metavar="RUN", help="Train RUN's recorded steps again, from its initial weights and with "
+              "its settings but for those given by -s trainer.KEY=VALUE; --steps takes the first so many.")  # fmt: skip
+@click.pass_context
+def train(
+    ctx: click.Context,
+    recipe: str,
+    run: str | None,
+    root: Path,
+    port: int,
+    as_json: bool,
+    dry_run: bool,
+    replayed: str | None,
+    **given: Any,
+) -> None:
     """Train a search agent with RECIPE (a name or a TOML file) on this machine."""
+    if replayed is not None:
+        sys.exit(_replay(ctx, root, replayed, as_json=as_json, dry_run=dry_run))
     settings = settings_of(recipe, given)
     if dry_run:
         click.echo(msgspec.json.format(msgspec.json.encode(settings)).decode())
@@ -49,6 +64,19 @@ def train(recipe: str, run: str | None, root: Path, port: int, as_json: bool, dr
     name = check_name(run or workspace.next_name(settings.recipe))
     result = run_here(workspace, name, settings, port, as_json=as_json)
     sys.exit(result)
+
+
+def _replay(ctx: click.Context, root: Path, run: str, *, as_json: bool, dry_run: bool) -> int:
+    from actors.cli.train_replay import EXCLUDED, replay_run
+
+    def is_given(name: str) -> bool:
+        return ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+    for name in filter(is_given, EXCLUDED):
+        option = f"--{name.replace('_', '-')}"
+        raise click.UsageError(f"{option} does not go with --replay: the recorded run says it already")
+    recipe = recipe_name(ctx.params["recipe"]) if is_given("recipe") else None
+    return replay_run(root, run, recipe, ctx.params["overrides"], ctx.params["steps"], as_json=as_json, dry_run=dry_run)
 
 
 def settings_of(recipe: str, given: dict[str, Any]) -> Settings:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -29,21 +30,27 @@ class Batch:
 
     async def groups(self, permute_seed: str | None = None) -> list[TrainGroup]:
         """What the step trains; with `permute_seed` the rewards are shuffled over the episodes."""
-        rewards = {outcome.episode: outcome.reward.value for group in self.closed.groups for outcome in group}
-        if permute_seed is not None:
-            shuffled = list(rewards.values())
-            random.Random(permute_seed).shuffle(shuffled)
-            rewards = dict(zip(rewards, shuffled, strict=True))
-        return [
-            TrainGroup(
-                group=group[0].group,
-                episodes=[
-                    TrainEpisode(episode=each.episode, reward=rewards[each.episode], segments=await self.segments[each.episode])
-                    for each in group
-                ],
-            )
-            for group in self.closed.groups
-        ]
+        segments = {name: await task for name, task in self.segments.items()}
+        return train_groups(self.closed, segments, permute_seed)
+
+
+def train_groups(closed: StepClosed, segments: Mapping[str, list[Segment]], permute_seed: str | None) -> list[TrainGroup]:
+    """The groups of a closed step with the segments of each episode; with `permute_seed` the rewards are shuffled over them."""
+    rewards = {outcome.episode: outcome.reward.value for group in closed.groups for outcome in group}
+    if permute_seed is not None:
+        shuffled = list(rewards.values())
+        random.Random(permute_seed).shuffle(shuffled)
+        rewards = dict(zip(rewards, shuffled, strict=True))
+    return [
+        TrainGroup(
+            group=group[0].group,
+            episodes=[
+                TrainEpisode(episode=each.episode, reward=rewards[each.episode], segments=segments[each.episode])
+                for each in group
+            ],
+        )
+        for group in closed.groups
+    ]
 
 
 class BatchFeed:

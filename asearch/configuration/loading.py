@@ -32,13 +32,18 @@ def recipe_names() -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.joinpath("recipe.toml").is_file())
 
 
+def recipe_name(recipe: str) -> str:
+    """What a recipe, given by name or by the path of its file, is called unless it says so itself."""
+    return Path(recipe).parent.name if recipe.endswith(".toml") else recipe
+
+
 def load_settings(recipe: str, overrides: Iterable[str] = (), values: Mapping[str, object] | None = None) -> Settings:
     """Settings of a recipe (a name, or the path of a TOML file) with `table.key=value` overrides and dotted `values`.
 
     Raises ConfigError for an unknown recipe, an unknown key (with its path and a suggestion) or a value of the wrong type.
     """
     tree = _read_recipe(recipe)
-    tree.setdefault("recipe", Path(recipe).parent.name if recipe.endswith(".toml") else recipe)
+    tree.setdefault("recipe", recipe_name(recipe))
     return _overridden(tree, overrides, values or {})
 
 

@@ -328,13 +328,14 @@ def test_unknown_runs_and_folders_are_named(tmp_path: Path) -> None:
 
 
 async def purge_archived(root: Path) -> list[str]:
-    """Purge from TRACE what the archive has, and the older half of OUTCOMES; the episodes."""
+    """Purge the older half of OUTCOMES, and from TRACE and BLOBS what the archive has of it; the episodes."""
     workspace, platform = Workspace(root), SystemPlatform()
     names = [line.outcome.episode for line in read_outcomes(root / RUN / "archive" / OUTCOMES) if line.outcome]
     url, started = await workspace.broker(platform)
     bus = await connect(url, RUN, "operator", platform)
     for name in names[: len(names) // 2]:
         await bus.purge("trace", key=(name,))
+        await bus.purge("blobs", key=(name,))
     await bus.purge("outcomes", up_to_sequence=len(names) // 2)
     await bus.close()
     await workspace.release(started, RUN)
@@ -358,6 +359,32 @@ def test_what_was_purged_comes_from_the_archive(crashed: Path) -> None:
     assert good(asearch(crashed, "show", purged[0], "--json")).lines[0]["items"]
     by_key = read("--key", purged[0], "--stream", "trace")
     assert by_key == [each for each in before[0] if each in by_key] != []
+
+
+def test_steps_of_a_crashed_run_are_trained_again_from_streams_and_archive(crashed: Path) -> None:
+    recorded = good(asearch(crashed, "events", "--stream", "policy", "--type", "step_trained", "--json")).lines
+    (told,) = good(asearch(crashed, "train", "toy", "--replay", RUN, "--json")).lines
+    replay = told["replay"]
+    assert [each["step"] for each in replay["by_step"]] == list(range(len(recorded)))
+    losses = [line["event"]["metrics"].get("loss") for line in recorded]
+    assert [each["loss"] for each in replay["by_step"]] == losses
+    assert (replay["updates"], replay["settings"]) == (sum(loss is not None for loss in losses), {})
+    assert replay["updates"] > 0
+    assert replay["max_loss_difference"] == replay["max_grad_norm_difference"] == 0.0
+    assert replay["same_tokens"] and replay["n_tokens"] > 0 < replay["tokens_per_s"]
+    for wrong, why in (
+        (("--steps", "100000"), f"has {len(recorded)} recorded steps"),
+        (("--steps", "0"), "at least 1"),
+        (("--seed", "1"), "--seed does not go with --replay"),
+        (("--model", "x"), "--model does not go with --replay"),
+        (("-s", "run.eta=3"), "run.eta cannot be changed"),
+        (("-s", "trainer.lr=0"), "lr must be above 0"),
+    ):
+        ended = asearch(crashed, "train", "toy", "--replay", RUN, *wrong)
+        assert (ended.status, why in ended.err) == (2, True), ended.err
+    assert "made with the recipe 'toy'" in asearch(crashed, "train", "other", "--replay", RUN).err
+    assert asearch(crashed, "train", "--replay", "nobody").status == 2
+    assert processes_of(crashed) == []
 
 
 def test_several_live_runs_and_ended_ones(tmp_path: Path) -> None:

@@ -108,9 +108,12 @@ TRAINING = (
         "batch-by-arrival",
         "groups are trained in the order in which their trajectories happened to arrive",
         "actors/runtime/batches.py",
-        "            for group in self.closed.groups\n        ]\n",
-        "            for group in sorted(self.closed.groups, key=lambda each: not self.segments[each[-1].episode].done())\n"
-        "        ]\n",
+        "        segments = {name: await task for name, task in self.segments.items()}\n"
+        "        return train_groups(self.closed, segments, permute_seed)\n",
+        "        late = {name for name, task in self.segments.items() if not task.done()}\n"
+        "        segments = {name: await task for name, task in self.segments.items()}\n"
+        "        groups = train_groups(self.closed, segments, permute_seed)\n"
+        "        return sorted(groups, key=lambda each: each.episodes[-1].episode in late)\n",
         (unit("tests/actors/test_batches.py"),),
     ),
     Mutation(
