@@ -89,7 +89,9 @@ class Engine(Actor):
         super().__init__(context)
         self._keeper: InferenceProcess | None = None
         if server is None:
-            self._keeper = inference_process(context, model_dir, launch, lambda: self._is_loading)
+            self._keeper = inference_process(
+                context, model_dir, launch, lambda: self._is_loading, lambda text: self.become("starting", text)
+            )
         self._server = server
         self._n_vocabulary = vocabulary_of(model_dir)
         self._is_loading = False

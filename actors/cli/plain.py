@@ -41,6 +41,8 @@ def plain_line(report: RunReport, vitals: Vitals, elapsed_s: float) -> str:
     engine = vitals.total_rate("engine", "n_tokens")
     if engine is not None:
         parts.append(f"engine {number(engine, 0)} tokens/s")
+    starting = (beat for _, beat in sorted(vitals.latest.items()) if beat.actor == "engine" and beat.state == "starting")
+    parts.extend(f"{beat.actor_id} waits for {beat.waiting_for}" for beat in starting if beat.waiting_for)
     terms = accounts.all_terms()
     broken = accounts.broken()
     parts.append(

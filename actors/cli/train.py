@@ -15,6 +15,7 @@ from actors.runtime.local_run import LocalRun
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import RUN_FILE, check_name, read_run_file
 from actors.runtime.workspace import Workspace
+from asearch.configuration.engine import KINDS
 from asearch.configuration.loading import load_settings, recipe_hash, recipe_name
 from asearch.configuration.settings import Settings
 from asearch.errors import ConfigError
@@ -35,6 +36,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--tasks", type=_PATH, help="JSONL of {id, question, answer}; a part is held out unless --eval-tasks is given.")
 @click.option("--eval-tasks", type=_PATH, help="JSONL of held-out questions.")
 @click.option("--model", type=_PATH, help="Hugging Face folder of a Qwen2 or Qwen3 model.")
+@click.option("--engine", type=click.Choice(KINDS), help="Kind of the inference servers; engine.kind unless given.")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting; may be repeated.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the broker on loopback; 0 takes a free one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line at the end.")
@@ -82,7 +84,7 @@ def _replay(ctx: click.Context, root: Path, run: str, *, as_json: bool, dry_run:
 def settings_of(recipe: str, given: dict[str, Any]) -> Settings:
     """The settings that the options of the command line describe."""
     values: dict[str, object] = {}
-    for option, path in (("seed", "seed"), ("steps", "run.steps")):
+    for option, path in (("seed", "seed"), ("steps", "run.steps"), ("engine", "engine.kind")):
         if given.get(option) is not None:
             values[path] = given[option]
     for option, path in (("corpus", "data.corpus"), ("pages", "data.pages"), ("tasks", "data.tasks")):

@@ -19,6 +19,7 @@ from actors.runtime.jetstream import connect
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import RunFile, check_name, read_run_file, read_url
 from actors.runtime.workspace import Workspace, is_live
+from asearch.configuration.engine import KINDS
 
 REFRESH_S = 0.5
 
@@ -28,13 +29,21 @@ REFRESH_S = 0.5
 @click.option("--run", "run", help="Name of the run; the live one, else RECIPE-1, RECIPE-2 ...")
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--seed", type=int, help="Seed of a new run.")
+@click.option("--engine", type=click.Choice(KINDS), help="Kind of the inference servers of a new run.")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting of a new run.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the broker on loopback; 0 takes a free one.")
 @click.option(
     "--open/--no-open", "opens", default=None, help="Show the page in the browser; by default where there is a desktop."
 )
 def up(
-    recipe: str, run: str | None, root: Path, seed: int | None, overrides: tuple[str, ...], port: int, opens: bool | None
+    recipe: str,
+    run: str | None,
+    root: Path,
+    seed: int | None,
+    engine: str | None,
+    overrides: tuple[str, ...],
+    port: int,
+    opens: bool | None,
 ) -> None:
     """Start broker and actors, train RECIPE and show it live, here and on a page; a run that is live is shown instead."""
     opens = _has_desktop() if opens is None else opens
@@ -50,7 +59,7 @@ def up(
                 open_page(url)
             runner.run(_attach(content, workspace.run_dir(content.run)))
         return
-    settings = settings_of(recipe, {"seed": seed, "overrides": overrides})
+    settings = settings_of(recipe, {"seed": seed, "engine": engine, "overrides": overrides})
     sys.exit(
         run_here(
             workspace, check_name(run or workspace.next_name(settings.recipe)), settings, port, as_json=False, opens_page=opens

@@ -21,11 +21,15 @@ STOP_GRACE_S = 5.0
 """From SIGTERM to SIGKILL: a server has nothing to lose, what it has not streamed is asked of another one."""
 PROBE_S = 0.1
 PROBE_TIMEOUT_S = 5.0
-ANNOUNCE_S = 15.0
+ANNOUNCE_S = 10.0
 N_LOG_LINES = 15
 MAX_FAILED_CHECKS = 2
 """Health checks in a row without an answer after which a server is taken for hung."""
 RESTART_DELAY_S = 0.5
+KEEP_ALIVE_S = 2.0
+"""Idle connections are closed by us first: SGLang does so after 5 s, and a request on one that it is closing is lost."""
+MAX_LINE_CHARS = 300
+"""Of a line of the log in an error: SGLang prints all its settings as one."""
 
 
 class InferenceProcess:
@@ -39,14 +43,19 @@ class InferenceProcess:
         launch: Callable[[], Launch] | None,
         url: str = "",
         is_excused: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`launch` makes the command of each start. While `is_excused`, health checks do not count: a paused server is silent."""
+        """`launch` makes the command of each start. While `is_excused`, health checks do not count: a paused server is silent.
+
+        `say` is told what a start waits for, from time to time.
+        """
         self._platform = platform
         self._settings = settings
         self._log_path = log_path
         self._launch = launch
         self._url = url
         self._is_excused = is_excused
+        self._say = say
         self._session: aiohttp.ClientSession | None = None
         self._process: Process | None = None
         self._client: EngineClient | None = None
@@ -57,7 +66,7 @@ class InferenceProcess:
     async def start(self) -> EngineClient:
         """Start it and wait until it is ready. Raises EngineError with the end of its log."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S))
         self.n_starts += 1
         begun_s = self._platform.monotonic()
         launched = None
@@ -113,7 +122,8 @@ class InferenceProcess:
         """The last lines of the server's log, for an error message."""
         if self._launch is None:
             return f"see the log of the server at {self._url}"
-        return f"the end of {self._log_path}:\n{tail(self._log_path, N_LOG_LINES)}"
+        lines = tail(self._log_path, N_LOG_LINES).splitlines()
+        return "\n".join([f"the end of {self._log_path}:", *(line[:MAX_LINE_CHARS] for line in lines)])
 
     async def _until_ready(self, launched: Launch | None, begun_s: float) -> EngineClient:
         limit_s, told_s = self._settings.start_limit_s, begun_s
@@ -130,7 +140,8 @@ class InferenceProcess:
                 raise EngineError(f"no server{where} after {limit_s:g} s (engine.start_timeout_s); {self.log_tail()}")
             if now_s - told_s > ANNOUNCE_S:
                 told_s = now_s
-                self._log.info("waiting for the inference server", for_s=round(now_s - begun_s), log=str(self._log_path))
+                where = f"at {self._url}" if launched is None else f"logs/{self._log_path.name}"
+                self._say(f"the inference server, for {now_s - begun_s:.0f} s now ({where})")
             await self._platform.sleep(PROBE_S)
 
     async def _answering(self, url: str) -> EngineClient | None:

@@ -14,7 +14,11 @@ from asearch.models.config import ModelConfig
 
 
 def inference_process(
-    context: Context, model_dir: str, launch: Callable[[], Launch] | None, is_excused: Callable[[], bool]
+    context: Context,
+    model_dir: str,
+    launch: Callable[[], Launch] | None,
+    is_excused: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> InferenceProcess:
     """The server that the settings name, not started; `launch` replaces how it is. Raises ConfigError."""
     engine = context.settings.engine
@@ -26,6 +30,7 @@ def inference_process(
         None if url else launch or (lambda: _launch(context, model_dir)),
         url,
         is_excused,
+        say,
     )
 
 

@@ -23,6 +23,7 @@ from actors.runtime.run_files import RUN_FILE, RunFile, write_run_file
 from actors.runtime.supervisor import MAX_RESTARTS, ChildSpec, Supervisor
 from actors.runtime.workspace import Process, Workspace
 from asearch.configuration.settings import Settings
+from asearch.engines.sglang import launch as sglang
 from asearch.errors import AsearchError, ConfigError
 from schemas.events import RunEnded
 
@@ -78,8 +79,10 @@ class LocalRun:
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncGenerator[Bus]:
         """Prepare and start everything; on leaving, stop everything that was started, in reverse."""
-        # Every actor would refuse an environment that asks for traces wrongly; better one clear error before all.
+        # Actors would refuse an environment that asks for traces wrongly, or lacks SGLang; better one clear error before all.
         is_asked_for(os.environ)
+        if self.settings.engine.kind == "sglang" and not self.settings.engine.urls:
+            sglang.interpreter(self.settings.engine)
         is_new = not (self.run_dir / RUN_FILE).is_file()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:

@@ -2,81 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
 import msgspec
 
+from asearch.engines.chunks import Chunks, Event, GeneratedChunk, VersionSpan, message_of
 from asearch.errors import EngineError
 
 _CALL_TIMEOUT_S = 30.0
 _UPDATE_TIMEOUT_S = 300.0
+_MAX_HELD_S = 20.0
+"""Tokens whose version the server has not told for so long are had by ending the request: it is asked for again with them."""
 _LINE_BYTES = 64 << 20
 """Longest event of a stream: a cumulative one repeats all tokens and log-probabilities so far."""
 
 
-@dataclass(frozen=True, slots=True)
-class VersionSpan:
-    """Output tokens [start, end) of a request were sampled from the weights named `version`."""
+__all__ = ["EngineClient", "GeneratedChunk", "VersionSpan"]
 
-    version: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedChunk:
-    """Tokens that a stream brought since the chunk before."""
-
-    offset: int
-    """Output tokens of the request before this chunk."""
-    ids: list[int]
-    logprobs: list[float]
-    """Natural log-probability of each id."""
-    versions: list[VersionSpan]
-    """They cover exactly [offset, offset + len(ids)), in order."""
-    finish: str | None
-    """`stop`, `length` or `abort` on the last chunk."""
-    matched: int | str | None
-    """Token id or stop string that ended a `stop`."""
-    n_prompt: int
-    n_cached: int
-    """Prompt tokens whose keys and values were reused."""
-
-
-class _Finish(msgspec.Struct):
-    type: str
-    matched: int | str | list[int] | None = None
-    message: str | None = None
-    status_code: int | None = None
-
-
-class _Span(msgspec.Struct):
-    version: str
-    start: int
-    end: int
-
-
-class _Meta(msgspec.Struct):
-    completion_tokens: int
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    finish_reason: _Finish | None = None
-    weight_versions: list[_Span] | None = None
-    output_token_logprobs: list[tuple[float | None, int, str | None]] | None = None
-
-
-class _Event(msgspec.Struct):
-    output_ids: list[int] | None = None
-    meta_info: _Meta | None = None
-    error: Any = None
-
-
-_event = msgspec.json.Decoder(_Event)
+_event = msgspec.json.Decoder(Event)
 
 
 class EngineClient:
@@ -85,6 +32,9 @@ class EngineClient:
     def __init__(self, base_url: str, session: aiohttp.ClientSession) -> None:
         self._base = base_url.rstrip("/")
         self._session = session
+        self._n_changing = 0
+        self._n_changes = 0
+        """Pauses and loads begun and ended: tokens of a request that has seen none of them are of one version."""
 
     async def generate(
         self,
@@ -109,28 +59,39 @@ class EngineClient:
             "return_logprob": True,
         }
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_read=idle_timeout_s)
-        n_done = 0
+        n_changes = -1 if self._n_changing else self._n_changes
+        chunks = Chunks(lambda: self._n_changes == n_changes)
+        clock, held_s = asyncio.get_running_loop().time, float("inf")
         async with self._call("POST", "/generate", body, timeout) as response:
             async for event in _events(response):
-                chunk = _chunk(event, n_done)
-                n_done += len(chunk.ids)
-                yield chunk
-                if chunk.finish is not None:
-                    return
+                chunk = chunks.take(event)
+                if chunk is not None:
+                    held_s = float("inf")
+                    yield chunk
+                    if chunk.finish is not None:
+                        return
+                elif held_s == float("inf"):
+                    held_s = clock()
+                elif held_s > 0 and clock() - held_s > _MAX_HELD_S:
+                    held_s = 0.0
+                    await self.abort(rid)
         raise EngineError(f"the stream of request {rid} from {self._base} ended without a finish reason")
 
     async def pause(self, mode: str = "retract") -> None:
         """Suspends generation; `retract` makes the cache flushable, `abort` ends all requests, `in_place` neither."""
-        await self._json("POST", "/pause_generation", {"mode": mode})
+        with self._changing():
+            await self._json("POST", "/pause_generation", {"mode": mode})
 
     async def resume(self) -> None:
         """Ends a pause."""
-        await self._json("POST", "/continue_generation", {"torch_empty_cache": False})
+        with self._changing():
+            await self._json("POST", "/continue_generation", {"torch_empty_cache": False})
 
     async def update_weights(self, path: str, version: str, timeout_s: float = _UPDATE_TIMEOUT_S) -> None:
         """Loads the weights folder `path` and names them `version`; on failure the server keeps what it had."""
         body = {"model_path": path, "weight_version": version, "flush_cache": True}
-        reply = await self._json("POST", "/update_weights_from_disk", body, timeout_s)
+        with self._changing():
+            reply = await self._json("POST", "/update_weights_from_disk", body, timeout_s)
         if not reply.get("success"):
             raise EngineError(f"{self._base} did not load {path}: {reply.get('message')}")
 
@@ -176,6 +137,17 @@ class EngineClient:
         """Settings and counters of the server."""
         return await self._json("GET", "/server_info", None)
 
+    @contextmanager
+    def _changing(self) -> Generator[None]:
+        """Around every call that may part the tokens of a request into two versions."""
+        self._n_changing += 1
+        self._n_changes += 1
+        try:
+            yield
+        finally:
+            self._n_changing -= 1
+            self._n_changes += 1
+
     async def _json(self, method: str, path: str, body: object, timeout_s: float = _CALL_TIMEOUT_S) -> dict[str, Any]:
         async with self._call(method, path, body, _timeout(timeout_s)) as response:
             try:
@@ -195,7 +167,7 @@ class EngineClient:
             ) as response:
                 if response.status != 200:
                     text = (await response.read())[:2000].decode(errors="replace")
-                    raise EngineError(f"{self._base}{path} answered {response.status}: {_message(text)}")
+                    raise EngineError(f"{self._base}{path} answered {response.status}: {message_of(text)}")
                 yield response
         except TimeoutError as error:
             raise EngineError(f"{self._base}{path} did not answer in time ({timeout.total} s)") from error
@@ -203,7 +175,7 @@ class EngineClient:
             raise EngineError(f"{self._base}{path} could not be reached: {error or type(error).__name__}") from error
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[_Event]:
+async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event]:
     while line := await response.content.readline():
         if not line.startswith(b"data:"):
             continue
@@ -214,70 +186,6 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[_Event]:
             yield _event.decode(payload)
         except msgspec.MsgspecError as error:
             raise EngineError(f"an event of the stream is malformed: {error}") from error
-
-
-def _chunk(event: _Event, offset: int) -> GeneratedChunk:
-    meta = event.meta_info
-    if meta is None:
-        raise EngineError(f"the server ended the stream with an error: {_message(event.error)}")
-    finish = meta.finish_reason
-    if finish is not None and (finish.status_code or 200) >= 400:
-        raise EngineError(f"the server ended the request with an error: {finish.message}")
-    end = meta.completion_tokens
-    n_new = end - offset
-    if n_new < 0:
-        raise EngineError(f"the stream went back from {offset} to {end} tokens")
-    ids = _newest(event.output_ids or [], n_new, end, "output ids")
-    logprobs: list[float] = []
-    for entry, token in zip(_newest(meta.output_token_logprobs or [], n_new, end, "logprobs"), ids, strict=True):
-        if entry[0] is None or not math.isfinite(entry[0]) or entry[1] != token:
-            raise EngineError(f"token {token} has log-probability {entry[0]} of token {entry[1]}")
-        logprobs.append(entry[0])
-    return GeneratedChunk(
-        offset=offset,
-        ids=ids,
-        logprobs=logprobs,
-        versions=_spans(meta.weight_versions or [], offset, end),
-        finish=None if finish is None else finish.type,
-        matched=None if finish is None or isinstance(finish.matched, list) else finish.matched,
-        n_prompt=meta.prompt_tokens,
-        n_cached=meta.cached_tokens,
-    )
-
-
-def _newest(values: list[Any], n_new: int, n_all: int, what: str) -> list[Any]:
-    """The new entries, whether an event holds only those or all so far."""
-    if len(values) not in (n_new, n_all):
-        raise EngineError(f"an event holds {len(values)} {what}, where {n_new} are new of {n_all}")
-    return values[len(values) - n_new :]
-
-
-def _spans(spans: list[_Span], offset: int, end: int) -> list[VersionSpan]:
-    kept = [VersionSpan(s.version, max(s.start, offset), min(s.end, end)) for s in spans if s.end > offset < end]
-    kept = [span for span in kept if span.start < span.end]
-    at = offset
-    for span in kept:
-        if span.start != at:
-            raise EngineError(f"weight versions do not cover the tokens from {at} to {span.start}")
-        at = span.end
-    if at != end:
-        raise EngineError(f"weight versions do not cover the tokens from {at} to {end}")
-    return kept
-
-
-def _message(raw: object) -> str:
-    """The text inside an error reply, whatever its shape."""
-    if isinstance(raw, str):
-        try:
-            raw = msgspec.json.decode(raw)
-        except msgspec.MsgspecError:
-            return str(raw)
-    if isinstance(raw, dict):
-        inner: Any = raw.get("error") or raw
-        if isinstance(inner, dict):
-            inner = inner.get("message") or inner
-        return str(inner)
-    return str(raw)
 
 
 def _timeout(total_s: float) -> aiohttp.ClientTimeout:
