@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,21 +66,35 @@ def save_weights(folder: str | Path, tensors: Mapping[str, Tensor], shard_bytes:
     entries: dict[str, TensorEntry] = {}
     for i, names in enumerate(shards):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        held = {name: tensors[name].detach().cpu().contiguous() for name in names}
-        save_file(held, folder / file, metadata={"format": "pt"})
-        _fsync(folder / file)
-        files[file] = (folder / file).stat().st_size
-        for name, tensor in held.items():
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            entries[name] = TensorEntry(file, dtype, tuple(tensor.shape), checksum(tensor))
-    if len(shards) > 1:
-        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": {name: e.file for name, e in entries.items()}}
-        _write(folder / INDEX_FILE, msgspec.json.encode(index))
+        files[file], held = save_shard(folder / file, {name: tensors[name] for name in names})
+        entries |= held
     manifest = WeightManifest(files, entries)
+    save_index(folder, manifest)
+    return manifest
+
+
+def save_shard(path: Path, tensors: Mapping[str, Tensor], fsync: bool = True) -> tuple[int, dict[str, TensorEntry]]:
+    """Writes one file of a folder. Returns its size in bytes and its entries of the manifest."""
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(held, path, metadata={"format": "pt"})
+    if fsync:
+        _fsync(path)
+    entries = {
+        name: TensorEntry(path.name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), checksum(tensor))
+        for name, tensor in held.items()
+    }
+    return path.stat().st_size, entries
+
+
+def save_index(folder: Path, manifest: WeightManifest) -> None:
+    """Writes the index of a folder of several files, then the manifest; every file and the folder are fsynced."""
+    if manifest.files.keys() != {SINGLE_FILE}:
+        total = sum(math.prod(e.shape) * getattr(torch, e.dtype).itemsize for e in manifest.tensors.values())
+        weight_map = {name: entry.file for name, entry in manifest.tensors.items()}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write(folder / INDEX_FILE, msgspec.json.encode(index))
     _write(folder / MANIFEST_FILE, msgspec.json.encode(manifest))
     _fsync(folder)
-    return manifest
 
 
 def load_weights(folder: str | Path, config: ModelConfig | None = None, verify: bool = True) -> dict[str, Tensor]:

@@ -52,18 +52,16 @@ class Placement:
     """Number of layers on the pipeline stages before this one."""
 
 
-def check_divisible(model: ModelConfig, tensor_size: int) -> None:
-    """Raises InputError that names what of `model` cannot be divided over `tensor_size` ranks."""
-    for what, size in (
-        ("query heads", model.n_heads),
-        ("key heads", model.n_kv_heads),
-        ("feed-forward units", model.intermediate_size),
-    ):
-        if size % tensor_size:
-            raise InputError(
-                f"the model has {size} {what}, which {tensor_size} tensor-parallel ranks cannot share equally; "
-                "set trainer.tensor_parallel to a divisor"
-            )
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A rank: its number among all ranks, what it holds, and which of the replicas that hold the same it is."""
+
+    rank: int
+    n_ranks: int
+    placement: Placement
+    replica: int
+    """Rank among those of data and context parallelism, which hold the same weights."""
+    n_replicas: int
 
 
 def global_name(name: str, model: ModelConfig, placement: Placement) -> str:
@@ -166,7 +164,6 @@ def load_hf(
 
     `hf` may read its tensors when they are asked for. Raises InputError where a name or shape does not fit.
     """
-    check_divisible(model, placement.tensor_size)
     used: set[str] = set()
     for local, tensor in weights.items():
         name = global_name(local, model, placement)

@@ -1,25 +1,11 @@
 """Where this process stands among the ranks of a parallel trainer, as megatron's process groups say it."""
 
-from dataclasses import dataclass
-
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import distributed
 
-from asearch.training.mapping import Placement
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A rank: its number among all ranks, what it holds, and which of the replicas that hold the same it is."""
-
-    rank: int
-    n_ranks: int
-    placement: Placement
-    replica: int
-    """Rank among those of data and context parallelism, which hold the same weights."""
-    n_replicas: int
+from asearch.training.mapping import Placement, Position
 
 
 def current_position(config: TransformerConfig) -> Position:

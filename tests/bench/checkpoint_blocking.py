@@ -18,9 +18,10 @@ from asearch.training.cpu_shim import correct_optimizer_state, install_device_sh
 install_device_shim()
 correct_optimizer_state()
 
-from asearch.training.checkpoint import CheckpointWriter, state_of, write_state  # noqa: E402
+from asearch.training.checkpoint import CheckpointWriter, state_of  # noqa: E402
 from asearch.training.learner import Learner  # noqa: E402
 from asearch.training.settings import TrainerSettings  # noqa: E402
+from asearch.training.state_files import write_state  # noqa: E402
 from asearch.training.step import train_step  # noqa: E402
 from schemas.local import TrainStep  # noqa: E402
 from tests.training.material import model_config, random_groups, write_model  # noqa: E402

@@ -20,7 +20,7 @@ TRAINING = (
     Mutation(
         "rank-does-not-fsync",
         "a rank says that its files are written while they are in memory",
-        "asearch/training/checkpoint.py",
+        "asearch/training/state_files.py",
         "            sync(folder / name)\n",
         "",
         (durability(ORDER),),

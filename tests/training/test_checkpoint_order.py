@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from asearch.training import checkpoint, checkpoints, export
+from asearch.training import checkpoints, export, state_files
 from asearch.training.checkpoints import MANIFEST
 from tests.training.test_checkpoint_store import write
 
@@ -28,7 +28,7 @@ class Disk:
 
         monkeypatch.setattr(Path, "rename", noted_rename)
         monkeypatch.setattr(Path, "write_bytes", noted_write)
-        for module, name in ((checkpoints, "_fsync"), (export, "sync"), (checkpoint, "sync")):
+        for module, name in ((checkpoints, "_fsync"), (export, "sync"), (state_files, "sync")):
             monkeypatch.setattr(module, name, lambda path: self.done.append(("fsync", path)))
 
     def at(self, kind: str, path: Path) -> int:
@@ -54,7 +54,8 @@ def test_a_checkpoint_has_its_name_only_when_all_of_it_is_on_disk(tmp_path: Path
 
 def test_a_rank_syncs_every_file_before_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
-    files = checkpoint.write_state({"a.safetensors": {"w": torch.zeros(2)}, "b.safetensors": {"m": torch.ones(3)}}, tmp_path)
+    state = state_files.State({"a.safetensors": {"w": torch.zeros(2)}, "b.safetensors": {"m": torch.ones(3)}})
+    files = state_files.write_state(state, tmp_path)
     assert sorted(files) == ["a.safetensors", "b.safetensors"]
     for name in files:
         assert disk.at("fsync", tmp_path / name) < disk.at("fsync", tmp_path)

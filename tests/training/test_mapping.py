@@ -13,7 +13,18 @@ from torch import Tensor
 from asearch.errors import InputError
 from asearch.models.config import ModelConfig
 from asearch.models.weights import FolderWeights, load_weights, save_weights
-from asearch.training.mapping import Placement, global_name, hf_names, is_divided, load_hf, merged, to_hf
+from asearch.training.gathering import gathered
+from asearch.training.mapping import (
+    Placement,
+    Position,
+    global_name,
+    hf_names,
+    is_divided,
+    known_hf_names,
+    load_hf,
+    merged,
+    to_hf,
+)
 from tests.training.material import model_config, write_model
 
 
@@ -45,6 +56,22 @@ def placements(model: ModelConfig, tensor: int, pipeline: int) -> Iterator[Place
     for stage in range(pipeline):
         for rank in range(tensor):
             yield Placement(rank, tensor, stage, pipeline, stage * model.n_layers // pipeline)
+
+
+class Gathering:
+    """What a rank gets of the tensors of all `held` by the ranks of its tensor-parallel group."""
+
+    def __init__(self, rank: int, held: list[dict[str, Tensor]]) -> None:
+        self._rank, self._held = rank, held
+        self._names = {id(value): name for name, value in held[rank].items()}
+        self.peak_bytes = 0
+
+    def __call__(self, value: Tensor, rank: int) -> list[Tensor] | None:
+        if rank != self._rank:
+            return None
+        shards = [each[self._names[id(value)]] for each in self._held]
+        self.peak_bytes = max(self.peak_bytes, sum(shard.nbytes for shard in shards))
+        return shards
 
 
 def tensors_of(model: ModelConfig) -> dict[str, Tensor]:
@@ -91,6 +118,32 @@ def test_divided_and_put_together_is_the_folder_bitwise(model: ModelConfig, tens
     assert [name for name in hf if not torch.equal(found[name], hf[name])] == []
 
 
+@settings(max_examples=15, deadline=None)
+@given(models, st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.sampled_from([1, 3]))
+def test_ranks_gather_equal_shares_of_the_folder_and_never_all_of_it(
+    model: ModelConfig, tensor: int, pipeline: int, replicas: int
+) -> None:
+    hf = tensors_of(model)
+    found: dict[str, Tensor] = {}
+    for place in placements(model, tensor, pipeline):
+        stage = [replace(place, tensor_rank=rank) for rank in range(tensor)]
+        held = [{name: torch.empty(shape) for name, shape in local_shapes(model, each).items()} for each in stage]
+        for tensors, each in zip(held, stage, strict=True):
+            load_hf(tensors, hf, model, each)
+        gather = Gathering(place.tensor_rank, held)
+        stage_bytes = sum(hf[each].nbytes for name in held[0] for each in known_hf_names(global_name(name, model, place)))
+        for replica in range(replicas):
+            position = Position(0, 0, place, replica, replicas)
+            own = gathered(held[place.tensor_rank].items(), model, position, gather)
+            largest = max(value.nbytes for value in hf.values())
+            assert sum(value.nbytes for value in own.values()) <= stage_bytes / (tensor * replicas) + 3 * largest
+            assert not own.keys() & found.keys()
+            found |= own
+        assert gather.peak_bytes <= 3 * max(value.nbytes for value in hf.values()) + model.hidden_size * 4 * tensor
+    assert found.keys() == hf.keys()
+    assert all(torch.equal(found[name], hf[name]) for name in hf)
+
+
 def test_vocabulary_is_padded_with_zeros_at_its_end() -> None:
     model = model_config(vocab_size=7)
     held = {"embedding.word_embeddings.weight": torch.full((4, 32), torch.nan)}
@@ -98,13 +151,6 @@ def test_vocabulary_is_padded_with_zeros_at_its_end() -> None:
     load_hf(held, hf, model, Placement(1, 2, 0, 2))
     assert torch.equal(held["embedding.word_embeddings.weight"][:3], hf["model.embed_tokens.weight"][4:])
     assert held["embedding.word_embeddings.weight"][3].tolist() == [0.0] * 32
-
-
-@pytest.mark.parametrize(("sizes", "said"), [({"n_kv_heads": 1}, "1 key heads"), ({"intermediate_size": 49}, "49 feed-forward")])
-def test_what_cannot_be_divided_is_named(sizes: dict[str, int], said: str) -> None:
-    model = model_config(**sizes)
-    with pytest.raises(InputError, match=f"{said}.*trainer.tensor_parallel"):
-        load_hf({}, {}, model, Placement(0, 2))
 
 
 def test_what_has_no_counterpart_is_named() -> None:

@@ -1,0 +1,113 @@
+"""What megatron's optimizers keep of each weight of a rank: whole, or with the distributed optimizer a range of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor
+
+from asearch.training.fragments import Part
+from asearch.training.gathering import spread
+from asearch.training.learner import Learner
+from asearch.training.mapping import EMBEDDING, global_name, is_divided
+
+MAIN = "main"
+"""The float32 copy that the optimizer works on where the weight itself is of half precision."""
+
+
+@dataclass
+class Trained:
+    """A weight of this rank and the part of its optimizer state that is here."""
+
+    name: str
+    """Global name."""
+    parameter: Tensor
+    shard: int
+    n_shards: int
+    writes: bool
+    """Whether a checkpoint takes the weight from this rank."""
+    writes_state: bool
+    """Whether it takes the optimizer state from this rank."""
+    start: int = 0
+    end: int = 0
+    """The optimizer works on elements [start, end) of the flattened weight here."""
+    main: Tensor | None = None
+    """What the optimizer works on; None if it works on nothing of the weight here."""
+    is_copy: bool = False
+    """Whether `main` has memory of its own."""
+    optimizer: torch.optim.Optimizer | None = None
+
+    def part(self, start: int, end: int) -> Part:
+        """The description of elements [start, end)."""
+        return Part(self.shard, self.n_shards, tuple(self.parameter.shape), start, end)
+
+    def fields(self) -> dict[str, Tensor]:
+        """The optimizer state by name: flat, or of the weight's shape, or a number."""
+        if self.main is None or self.optimizer is None:
+            return {}
+        own = {MAIN: self.main.detach()} if self.is_copy else {}
+        return own | cast("dict[str, Tensor]", self.optimizer.state.get(self.main, {}))
+
+    def own(self, whole: Tensor) -> Tensor:
+        """Of a tensor of the weight's shape what the optimizer has here; a number as it is."""
+        if not whole.dim() or self.main is None:
+            return whole
+        return whole.reshape(-1)[self.start : self.end].view(self.main.shape)
+
+    def set_fields(self, main: Tensor | None, fields: Mapping[str, Tensor]) -> None:
+        """Set the optimizer state here; without `main` it begins from the weight."""
+        if self.main is None or self.optimizer is None:
+            return
+        if main is not None or self.is_copy:
+            self.main.copy_(self.own(self.parameter) if main is None else main)
+        self.optimizer.state.pop(self.main, None)
+        if fields:
+            device = self.main.device
+            self.optimizer.state[self.main] = {
+                name: value.to(device if value.dim() else "cpu", copy=True) for name, value in fields.items()
+            }
+
+
+def trained(learner: Learner) -> list[Trained]:
+    """Every weight of this rank, in the order of the module. Replicas that hold the same agree on who writes what."""
+    position, place = learner.position, learner.position.placement
+    parameters = dict(learner.module.named_parameters())
+    writers = spread([parameter.numel() for parameter in parameters.values()], position.n_replicas)
+    states = _states(learner)
+    result: list[Trained] = []
+    for (local, parameter), writer in zip(parameters.items(), writers, strict=True):
+        name = global_name(local, learner.model_config, place)
+        divided = is_divided(name)
+        # Of a tied embedding the first stage writes; the last one has the same.
+        answers = (divided or place.tensor_rank == 0) and (name != EMBEDDING or place.pipeline_rank == 0)
+        shard, n_shards = (place.tensor_rank, place.tensor_size) if divided else (0, 1)
+        each = Trained(name, parameter.data, shard, n_shards, answers and writer == position.replica, answers)
+        state = states.get(id(parameter))
+        if state is not None:
+            each.main, each.start, each.end, each.optimizer, is_range = state
+            each.is_copy = each.main.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr()
+            each.writes_state = answers and (is_range or each.writes)
+        result.append(each)
+    return result
+
+
+def _states(learner: Learner) -> dict[int, tuple[Tensor, int, int, torch.optim.Optimizer, bool]]:
+    """By weight: what the optimizer works on, the range of the weight that it is, its optimizer, and whether others have more."""
+    found: dict[int, tuple[Tensor, int, int, torch.optim.Optimizer, bool]] = {}
+    for part in cast("Any", learner.optimizer).chained_optimizers:
+        inner = cast("torch.optim.Optimizer", part.optimizer)
+        if isinstance(part, DistributedOptimizer):
+            ranges = cast("dict[torch.nn.Parameter, tuple[int, int]]", cast("Any", part).model_param_group_index_map)
+            for parameter, (group, order) in ranges.items():
+                span = cast("Any", part)._get_model_param_range_map(parameter)["param"]
+                found[id(parameter)] = (inner.param_groups[group]["params"][order], span.start, span.end, inner, True)
+    if found:
+        return found
+    holders = {id(p): inner for inner in learner.inner_optimizers() for group in inner.param_groups for p in group["params"]}
+    for parameter in learner.module.parameters():
+        # Under bf16 the optimizer works on a float32 copy that hangs on the parameter.
+        main = cast("Tensor", getattr(parameter, "main_param", parameter))
+        found[id(parameter)] = (main, 0, parameter.numel(), holders[id(main)], False)
+    return found
