@@ -51,7 +51,7 @@ def regrade(run: str | None, grader: str | None, overrides: tuple[str, ...], out
             run=source.run,
             old_grader=old,
             grader=settings.rewards.name,
-            advantage=settings.trainer.advantage,
+            advantage=settings.trainer.algorithm.advantage,
             out=str(out) if out else None,
         )
         return told, await regrade_run(source, settings, out, progress_on_terminal())

@@ -64,7 +64,7 @@ async def episode(board: Board, name: str) -> dict[str, Any]:
 def _members(board: Board, group: str) -> list[dict[str, Any]]:
     rows = [board.rows.rows[name] for name in board.rows.groups.get(group, ())]
     graded = [row for row in rows if row.reward is not None]
-    estimate = estimators.get(board.source.content.settings.trainer.advantage)
+    estimate = estimators.get(board.source.content.settings.trainer.algorithm.advantage)
     (advantages,) = estimate([[row.reward or 0.0 for row in graded]]) if graded else ([],)
     by_name = {row.episode: round(value, 6) for row, value in zip(graded, advantages, strict=True)}
     return [

@@ -5,12 +5,10 @@ from asearch.agents.settings import checked
 from asearch.configuration.settings import Settings
 from asearch.learning.advantages import estimators
 from asearch.learning.normalisation import normalisations
+from asearch.learning.presets import PRESETS
 from asearch.rewards.grader import REWARDS
 from asearch.rewards.normalise import NORMALISERS
 from asearch.training.settings import TrainerSettings
-
-OBJECTIVES = ("decoupled_ppo", "sft")
-"""Objectives that need no look-up: their registry imports torch, and reading settings should not."""
 
 
 def check_plugins(settings: Settings) -> None:
@@ -27,9 +25,10 @@ def check_plugins(settings: Settings) -> None:
 
 
 def _check_trainer(trainer: TrainerSettings) -> None:
-    estimators.get(trainer.advantage)
-    normalisations.get(trainer.normalisation)
-    if trainer.objective not in OBJECTIVES:
+    estimators.get(trainer.algorithm.advantage)
+    normalisations.get(trainer.algorithm.normalisation)
+    # The registry of objectives imports torch, and reading settings should not.
+    if trainer.objective not in PRESETS:
         from asearch.learning.objectives import objectives
 
         objectives.get(trainer.objective)

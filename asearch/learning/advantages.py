@@ -10,6 +10,9 @@ Estimator = Callable[[Sequence[Sequence[float]]], list[list[float]]]
 
 estimators: Registry[Estimator] = Registry("advantage")
 
+GAE = "gae"
+"""The estimator that needs a critic."""
+
 STD_FLOOR = 1e-6
 """Groups whose rewards differ by less than this (in standard deviation) carry no signal: their advantages are 0."""
 
@@ -32,6 +35,24 @@ def grpo(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
         std = math.sqrt(math.fsum(a * a for a in centred) / len(centred)) if centred else 0.0
         result.append([a / std for a in centred] if std > STD_FLOOR else [0.0] * len(centred))
     return result
+
+
+@estimators.register("rloo")
+def rloo(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Reward minus the mean of the others of its group (leave one out; Kool et al. 2019; RLOO, arXiv 2402.14740, §2.2).
+
+    That is n/(n - 1) times the reward minus the mean of all n. A group of one has advantage 0.
+    """
+    return [[a * len(group) / max(len(group) - 1, 1) for a in _centred(group)] for group in rewards]
+
+
+@estimators.register(GAE)
+def gae_return(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The reward itself: what generalised advantage estimation starts from (`asearch.learning.gae`).
+
+    The trainer subtracts its critic's values token by token; with values of 0 and γ = λ = 1 it is the advantage of every token.
+    """
+    return [list(group) for group in rewards]
 
 
 def whiten(advantages: Sequence[Sequence[float]], n_tokens: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -107,8 +107,9 @@ def _without_stale(batch: Batch, segment: Segment, mask_T: npt.NDArray[np.bool_]
 
 def _advantages(command: TrainStep, batch: Batch, settings: TrainerSettings) -> list[float]:
     rewards = [[episode.reward for episode in group.episodes] for group in command.groups]
-    advantages = estimators.get(settings.advantage)(rewards)
-    if settings.normalise_advantages:
+    algorithm = settings.algorithm
+    advantages = estimators.get(algorithm.advantage)(rewards)
+    if algorithm.normalise_advantages:
         tokens = Counter({e: 0 for e in range(len(batch.lengths))})
         for sequence in batch.sequences:
             tokens[sequence.episode] += len(sequence.trained_N)
@@ -116,5 +117,5 @@ def _advantages(command: TrainStep, batch: Batch, settings: TrainerSettings) -> 
         advantages = whiten(advantages, [[tokens[next(numbers)] for _ in group] for group in rewards])
     flat = [a for group in advantages for a in group]
     if not all(math.isfinite(a) for a in flat):
-        raise TrainingError(f"the advantage {settings.advantage} is not finite for some episode of this batch")
+        raise TrainingError(f"the advantage {algorithm.advantage} is not finite for some episode of this batch")
     return flat

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asearch.errors import InputError, TrainingError
 from asearch.learning.logprobs import token_logprobs
-from asearch.learning.objectives import LossTokens, ObjectiveSettings, objectives, policy_diagnostics
+from asearch.learning.objectives import LossTokens, merge, objectives, policy_diagnostics, policy_loss
 from asearch.models.config import ModelConfig
 from asearch.models.weights import FolderWeights
 from asearch.training.mapping import load_hf
@@ -37,12 +37,7 @@ class Learner:
         self.model_dir = model_dir
         self.model_config = ModelConfig.load(model_dir)
         self.objective = objectives.get(settings.objective)
-        self._objective_settings = ObjectiveSettings(
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            behaviour_cap=settings.behaviour_cap,
-            behaviour_cap_mode=settings.behaviour_cap_mode,
-        )
+        self.algorithm = settings.algorithm
         self.place = start_parallel(settings, seed)
         self.module = build_model(self.model_config, settings)
         self.position = current_position(self.module.config)
@@ -93,7 +88,7 @@ class Learner:
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         results = cast("list[Sums]", self._pass(batches, partial(self._loss, seen), forward_only=False))
-        return {name: torch.stack([sums[name] for sums in results]).sum() for name in results[0]}
+        return merge(results)
 
     def apply(self, lr: float) -> float:
         """Take one optimizer step with the gradient at hand; returns its norm before clipping.
@@ -140,10 +135,11 @@ class Learner:
             behaviour_N=batch.behaviour_N,
             proximal_N=proximal_N,
             advantages_N=batch.advantages_N,
+            segment_N=batch.segment_N,
             episode_N=batch.episode_N,
             group_N=batch.group_N,
         )
-        result = self.objective.compute(tokens, self._objective_settings)
+        result = policy_loss(self.objective, tokens, self.algorithm)
         loss = (result.loss_N * batch.weights_N).sum()
         sums = {"loss": loss.detach(), "logprob": logprobs_N.detach().sum(), "entropy": entropy_N.sum(), **result.sums}
         if self.objective.uses_advantages:

@@ -28,6 +28,7 @@ class MicroBatch:
     behaviour_N: Tensor
     advantages_N: Tensor
     weights_N: Tensor
+    segment_N: Tensor
     episode_N: Tensor
     group_N: Tensor
     proximal_N: Tensor | None
@@ -80,6 +81,7 @@ def _micro_batch(
         behaviour_N=torch.from_numpy(np.concatenate([s.behaviour_N for s in chosen])),
         advantages_N=spread([advantages[s.episode] for s in chosen], torch.float32),
         weights_N=spread([weights.by_segment[i] for i in members], torch.float32),
+        segment_N=spread(members, torch.int64),
         episode_N=spread([s.episode for s in chosen], torch.int64),
         group_N=spread([s.group for s in chosen], torch.int64),
         proximal_N=None if proximal is None else torch.cat([proximal[i] for i in members]),

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from asearch.errors import ConfigError
+from asearch.learning.presets import Algorithm, CapMode, KlEstimator, Level, OldPolicy, RejectionLevel, preset
 
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["fp32", "bf16"]
@@ -27,14 +28,37 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     clip_grad: float = 1.0
     """Largest norm of the gradient; 0 leaves it as it is."""
     objective: str = "decoupled_ppo"
-    advantage: str = "grpo"
-    normalise_advantages: bool = False
+    """Form of the loss, and the value of every setting below that is unset."""
+    advantage: str | None = None
+    normalise_advantages: bool | None = None
     """Whether advantages are shifted and scaled over the loss tokens of the batch."""
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    behaviour_cap: float | None = 5.0
-    behaviour_cap_mode: Literal["mask", "clamp"] = "mask"
-    normalisation: str = "token"
+    clip_low: float | None = None
+    clip_high: float | None = None
+    dual_clip: float | None = None
+    """Bound on the loss of tokens with a negative advantage, as a multiple of it; 0 is none."""
+    old_policy: OldPolicy | None = None
+    """Denominator of the ratio: `proximal`, the weights before the update, or `behaviour`, those that sampled."""
+    correction: Level | None = None
+    """Level at which losses are weighed by proximal over behaviour policy."""
+    behaviour_cap: float | None = None
+    """Upper bound of that weight; 0 leaves it as it is."""
+    behaviour_cap_mode: CapMode | None = None
+    """`mask` gives tokens above the cap weight 0 (ASearcher), `clamp` gives them the cap (truncated importance sampling)."""
+    rejection: RejectionLevel | None = None
+    """Level at which tokens are left out whose proximal over behaviour policy is out of bounds (masked importance sampling)."""
+    rejection_high: float | None = None
+    """Upper bound; 0 is 2, and 1.01 for the geometric mean."""
+    rejection_low: float | None = None
+    """Lower bound; 0 is one over the upper one."""
+    kl_coefficient: float | None = None
+    """Weight in the loss of the divergence from the reference policy; above 0 a frozen copy of the first weights is held."""
+    kl_estimator: KlEstimator | None = None
+    normalisation: str | None = None
+    constant_length: int | None = None
+    """Tokens that the normalisation `constant` divides by."""
+    gamma: float | None = None
+    """Discount by token of the advantage `gae`."""
+    gae_lambda: float | None = None
     minibatches: int = 1
     """Optimizer steps per policy step, over whole groups in order."""
     token_budget: int = 16384
@@ -70,8 +94,6 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "min_lr",
             "weight_decay",
             "clip_grad",
-            "clip_low",
-            "clip_high",
             "max_recorded_tokens",
         )
         for name in positive:
@@ -87,6 +109,8 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.group_port <= 65_535:
             raise ValueError(f"group_port must be a port number or 0, not {self.group_port}")
+        if (refusal := self.algorithm.refusal()) is not None:
+            raise ValueError(refusal)
 
     @property
     def world_size(self) -> int:
@@ -99,6 +123,12 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         if self.distributed_optimizer is None:
             return self.data_parallel * self.context_parallel > 1
         return self.distributed_optimizer
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What is computed: the objective's values where none is set."""
+        chosen = {name: value for name in Algorithm.__struct_fields__ if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(preset(self.objective), **chosen)
 
 
 def decode_settings(data: bytes) -> TrainerSettings:

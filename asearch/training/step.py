@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asearch.errors import TrainingError
 from asearch.learning.normalisation import normalisations
+from asearch.learning.objectives import is_maximum
 from asearch.training.batch import Batch, TrainingSequence, compose, masked_by_decile
 from asearch.training.learner import Learner
 from asearch.training.microbatch import MicroBatch, micro_batches, order_of
@@ -65,7 +66,7 @@ def _update(learner: Learner, batch: Batch, command: TrainStep) -> tuple[dict[st
     except TrainingError:
         _restore(learner, before)
         raise
-    means = {name: statistics.fmean(metrics[name] for metrics in done) for name in done[0]}
+    means = {name: (max if is_maximum(name) else statistics.fmean)([metrics[name] for metrics in done]) for name in done[0]}
     return means, [pair for part, known in zip(parts, proximal, strict=True) for pair in zip(part, known, strict=True)]
 
 
@@ -83,8 +84,9 @@ def _packed(
     learner: Learner, batch: Batch, sequences: Sequence[TrainingSequence], proximal: Sequence[Tensor] | None
 ) -> list[MicroBatch]:
     settings = learner.settings
-    weigh = normalisations.get(settings.normalisation)
-    weights = weigh([len(s.trained_N) for s in sequences], [s.episode for s in sequences])
+    algorithm = learner.algorithm
+    weigh = normalisations.get(algorithm.normalisation)
+    weights = weigh([len(s.trained_N) for s in sequences], [s.episode for s in sequences], algorithm.constant_length)
     return micro_batches(sequences, batch.advantages, weights, settings.token_budget, proximal)
 
 
@@ -107,7 +109,7 @@ def _optimize(learner: Learner, batches: list[MicroBatch], lr: float, seen: list
         raise TrainingError(f"the sum of {' and '.join(broken)} over the batch is not finite; the update was not made")
     n_tokens = sum(int(b.targets_N.shape[0]) for b in batches)
     divisors = {"loss": batches[0].divisor}
-    metrics = {name: value / divisors.get(name, n_tokens) for name, value in sums.items()}
+    metrics = {name: value if is_maximum(name) else value / divisors.get(name, n_tokens) for name, value in sums.items()}
     metrics["grad_norm"] = learner.apply(lr)
     metrics["lr"] = lr
     metrics["n_micro_batches"] = len(batches)

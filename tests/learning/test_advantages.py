@@ -22,7 +22,17 @@ def test_grpo_mean_does_not_divide() -> None:
     assert estimators.get("grpo_mean")([[1.0, 0.0, 0.0, 0.0]]) == [[0.75, -0.25, -0.25, -0.25]]
 
 
-@pytest.mark.parametrize("name", ["grpo", "grpo_mean"])
+def test_rloo_leaves_the_reward_itself_out_of_its_baseline() -> None:
+    (found, alone) = estimators.get("rloo")([[1.0, 0.0, 0.5, 2.5], [3.0]])
+    assert found == pytest.approx([1.0 - 3.0 / 3, 0.0 - 4.0 / 3, 0.5 - 3.5 / 3, 2.5 - 1.5 / 3])
+    assert alone == [0.0]
+
+
+def test_gae_starts_from_the_reward() -> None:
+    assert estimators.get("gae")([[1.0, 0.0], [0.5]]) == [[1.0, 0.0], [0.5]]
+
+
+@pytest.mark.parametrize("name", ["grpo", "grpo_mean", "rloo"])
 @pytest.mark.parametrize("group", [[0.1] * 7, [0.0], [1e9] * 3])
 def test_equal_rewards_give_exact_zeros(name: str, group: list[float]) -> None:
     assert estimators.get(name)([group]) == [[0.0] * len(group)]
@@ -30,7 +40,7 @@ def test_equal_rewards_give_exact_zeros(name: str, group: list[float]) -> None:
 
 @given(REWARDS)
 def test_groups_do_not_see_each_other(rewards: list[list[float]]) -> None:
-    for name in ("grpo", "grpo_mean"):
+    for name in ("grpo", "grpo_mean", "rloo"):
         estimate = estimators.get(name)
         assert estimate(rewards) == [estimate([group])[0] for group in rewards]
         assert all(abs(math.fsum(group)) < 1e-6 for group in estimate(rewards))

@@ -11,10 +11,15 @@ LOSSES = [1.0, 0.0, 2.0, 6.0]
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("token", (4 * 1 + 2 * 2 + 2 * 6) / 8), ("sequence", (1 + 2 + 6) / 3), ("episode", (1 + 4) / 2)],
+    [
+        ("token", (4 * 1 + 2 * 2 + 2 * 6) / 8),
+        ("sequence", (1 + 2 + 6) / 3),
+        ("episode", (1 + 4) / 2),
+        ("constant", (4 * 1 + 2 * 2 + 2 * 6) / (10 * 2)),
+    ],
 )
 def test_means(name: str, expected: float) -> None:
-    weights = normalisations.get(name)(TOKENS, EPISODES)
+    weights = normalisations.get(name)(TOKENS, EPISODES, 10)
     total = sum(n * loss * weight for n, loss, weight in zip(TOKENS, LOSSES, weights.by_segment, strict=True))
     assert total / weights.divisor == pytest.approx(expected)
 

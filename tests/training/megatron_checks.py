@@ -263,7 +263,7 @@ def test_sft_learns_a_toy_mapping(folder: Path) -> None:
 
 @pytest.mark.parametrize("how", ["weights", "behaviour"])
 def test_what_is_not_finite_changes_nothing(folder: Path, how: str) -> None:
-    built = learner(folder, minibatches=2, behaviour_cap=None)
+    built = learner(folder, minibatches=2, behaviour_cap=0.0)
     groups = random_groups(2, 4, (5, 12), 67)
     train_step(built, step(0, groups))
     if how == "weights":

@@ -31,7 +31,7 @@ async def regrade_run(source: RunSource, settings: Settings, out: Path | None, p
     plan = await read_plan(source)
     if not plan.keys:
         raise InputError(f"the answer keys of run '{source.run}' are gone with the broker's store: nothing can be graded")
-    advantages = source.content.settings.trainer.advantage, settings.trainer.advantage
+    advantages = source.content.settings.trainer.algorithm.advantage, settings.trainer.algorithm.advantage
     regrading = Regrading(*map(estimators.get, advantages))
     with table_file(out) as write:
         async with aclosing(_records(source, plan)) as records:
