@@ -13,7 +13,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
-from asearch.errors import InputError, TrainingError
+from asearch.errors import ConfigError, InputError, TrainingError
+from asearch.learning.advantages import GAE
 from asearch.learning.logprobs import token_logprobs
 from asearch.learning.objectives import LossTokens, merge, objectives, policy_diagnostics, policy_loss
 from asearch.models.config import ModelConfig
@@ -38,6 +39,8 @@ class Learner:
         self.model_config = ModelConfig.load(model_dir)
         self.objective = objectives.get(settings.objective)
         self.algorithm = settings.algorithm
+        if self.algorithm.advantage == GAE or self.algorithm.kl_coefficient:
+            raise ConfigError("the trainer holds neither a critic nor a reference model: set another advantage, and kl_coefficient = 0")
         self.place = start_parallel(settings, seed)
         self.module = build_model(self.model_config, settings)
         self.position = current_position(self.module.config)
