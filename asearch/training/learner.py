@@ -40,7 +40,7 @@ class Learner:
         self.objective = objectives.get(settings.objective)
         self.algorithm = settings.algorithm
         if self.algorithm.advantage == GAE or self.algorithm.kl_coefficient:
-            raise ConfigError("the trainer holds neither a critic nor a reference model: set another advantage, and kl_coefficient = 0")
+            raise ConfigError("the trainer holds no critic and no reference model: set another advantage, and kl_coefficient = 0")
         self.place = start_parallel(settings, seed)
         self.module = build_model(self.model_config, settings)
         self.position = current_position(self.module.config)
