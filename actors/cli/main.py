@@ -21,6 +21,7 @@ COMMANDS = {
     "logs": "actors.cli.logs",
     "completion": "actors.cli.completion",
     "train": "actors.cli.train",
+    "engines": "actors.cli.engines",
     "view": "actors.cli.view",
     "audit": "actors.cli.audit",
     "dead": "actors.cli.dead",
@@ -65,6 +66,7 @@ SECTIONS = {
     },
     "Operate": {
         "down": "stop live runs; leave no process",
+        "engines": "the engines of a live run; add and remove them",
         "doctor": "what is wrong with this machine, each with its fix",
         "audit": "recompute the accounting of a run",
         "dead": "refused messages, and their way back",

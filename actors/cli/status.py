@@ -15,7 +15,7 @@ from actors.runtime.broker_watch import store_trouble
 from actors.runtime.following import View, follow
 from actors.runtime.jetstream import connect
 from actors.runtime.platform import SystemPlatform
-from actors.runtime.roster import actors_of
+from actors.runtime.roster import actors_now, actors_of
 from actors.runtime.run_files import RunFile, read_run_file, read_url
 from actors.runtime.workspace import Workspace, is_live
 
@@ -56,7 +56,7 @@ def _status_of(workspace: Workspace, content: RunFile, *, as_json: bool) -> int:
     run_dir = workspace.run_dir(content.run)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         view = runner.run(_listen(content, run_dir))
-    states = _states(content, view)
+    states = _states(actors_now(content.settings, run_dir), view)
     if as_json:
         click.echo(_json(content, phase_of(view.report), states, trouble, read_url(run_dir)))
     else:
@@ -73,7 +73,7 @@ def _json(content: RunFile, phase: str, states: dict[str, tuple[str, str]], trou
 
 
 def _show_preparation(content: RunFile, *, as_json: bool) -> None:
-    states = {name: ("not started", "") for name in _names(content)}
+    states = {name: ("not started", "") for _, name in actors_of(content.settings)}
     if as_json:
         click.echo(_json(content, PREPARING, states))
         return
@@ -93,14 +93,17 @@ async def _listen(content: RunFile, run_dir: Path) -> View:
         await bus.close()
 
 
-def _states(content: RunFile, view: View) -> dict[str, tuple[str, str]]:
-    """State and what it waits for, by actor; an actor that says nothing is `silent`."""
+def _states(expected: list[tuple[str, str]], view: View) -> dict[str, tuple[str, str]]:
+    """State and what it waits for, by actor; an actor that says nothing is `silent`.
+
+    Besides those that the run keeps alive: engines that joined by themselves. One that leaves is not waited for.
+    """
     heard = view.vitals.latest
-    return {name: (heard[name].state, heard[name].waiting_for) if name in heard else ("silent", "") for name in _names(content)}
-
-
-def _names(content: RunFile) -> list[str]:
-    return [name for _, name in actors_of(content.settings)]
+    names = [name for _, name in expected]
+    names += sorted(
+        name for name, beat in heard.items() if beat.actor == "engine" and name not in names and beat.state != "draining"
+    )
+    return {name: (heard[name].state, heard[name].waiting_for) if name in heard else ("silent", "") for name in names}
 
 
 def _show(content: RunFile, view: View, states: dict[str, tuple[str, str]], page: str) -> None:

@@ -127,7 +127,9 @@ def _slow(row: EpisodeRow, standing: Standing, now_ns: int) -> SlowEpisode:
 
 
 def _actors(content: RunFile, view: View, now_ns: int) -> dict[str, ActorFigures]:
-    names = dict.fromkeys([*(name for _, name in actors_of(content.settings)), *view.vitals.latest])
+    kept = view.kept_engines()
+    expected = actors_of(content.settings, None if kept is None else sorted(kept))
+    names = dict.fromkeys([*(name for _, name in expected), *view.vitals.latest])
     found: dict[str, ActorFigures] = {}
     for name in names:
         beat = view.vitals.latest.get(name)

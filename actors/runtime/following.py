@@ -9,7 +9,8 @@ from pathlib import Path
 
 from actors.runtime.archive import read_outcomes
 from actors.runtime.bus import Bus, ConsumerInfo, Incoming, Stored, StreamInfo
-from asearch.errors import BusError, StreamRewoundError
+from actors.runtime.membership import read_membership
+from asearch.errors import BusError, InputError, StreamRewoundError
 from asearch.evaluation.report import STREAMS, RunReport
 from asearch.traces.rows import RowTable
 from asearch.traces.stages import StageTable
@@ -40,6 +41,11 @@ class Vitals:
         past.append(heartbeat)
         while len(past) > 2 and heartbeat.at_ns - past[0].at_ns > RATE_WINDOW_S * 1e9:
             past.popleft()
+
+    def forget(self, actor_id: str) -> None:
+        """It is not there any more, in order."""
+        self.latest.pop(actor_id, None)
+        self._past.pop(actor_id, None)
 
     def rate(self, actor_id: str, gauge: str) -> float | None:
         """How much a counter has grown per second over the last RATE_WINDOW_S; None without two heartbeats of one process."""
@@ -102,6 +108,23 @@ class View:
     """Where every episode stands, where somebody wants that: TRACE is read for it."""
     on_folded: Callable[[Stored], None] | None = None
     """Hears every message after it was folded, those from the archive not."""
+
+    def kept_engines(self) -> frozenset[str] | None:
+        """The engines that the run keeps alive; None where nobody says so, as on hosts."""
+        if self.run_dir is None:
+            return None
+        with contextlib.suppress(InputError):
+            found = read_membership(self.run_dir)
+            return None if found is None else frozenset(found.engines)
+        return None
+
+    def forget_left_engines(self, now_ns: int) -> None:
+        """Engines that are silent and that the run does not keep alive have left; nobody misses them."""
+        kept = self.kept_engines()
+        latest = self.vitals.latest
+        for name in [name for name, beat in latest.items() if beat.actor == "engine"]:
+            if kept is not None and name not in kept and now_ns - latest[name].at_ns > LOST_S * 1e9:
+                self.vitals.forget(name)
 
     @property
     def followed(self) -> tuple[str, ...]:
@@ -206,8 +229,9 @@ async def _follow_stream(bus: Bus, view: View, stream: str) -> None:
 
 
 async def _poll_queues(bus: Bus, view: View) -> None:
-    """Ask how many facts wait in every durable queue, how full the streams are, and what came to DEAD."""
+    """Forget engines that left; ask how much waits in every durable queue, how full the streams are, what came to DEAD."""
     while True:
+        view.forget_left_engines(bus.platform.now_ns())
         for consumer in TOPOLOGY.consumers:
             with contextlib.suppress(BusError):
                 view.queues[consumer.name] = await bus.consumer_info(consumer.name)

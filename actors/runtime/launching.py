@@ -12,6 +12,9 @@ from asearch.engines.sglang import launch as sglang
 from asearch.errors import ConfigError
 from asearch.models.config import ModelConfig
 
+TALLIES = "tallies"
+"""Folder of the run in which each embedded server counts the tokens that it has sampled, in a file named after its engine."""
+
 
 def inference_process(
     context: Context,
@@ -69,6 +72,8 @@ def _embedded(context: Context, model_dir: str) -> Launch:
         *("--max-running-requests", str(engine.max_running_requests)),
         *("--max-total-tokens", str(engine.max_total_tokens)),
         *("--context-length", str(context.settings.agent.max_context_tokens)),
-        *("--stream-interval", "64", "--incremental-streaming-output", "--die-with-parent"),
+        *("--stream-interval", "64", "--stream-seconds", str(engine.stream_s), "--incremental-streaming-output"),
+        *("--step-delay-ms", str(1000 * engine.step_delay_s), "--die-with-parent"),
+        *("--tally", str(context.run_dir / TALLIES / context.actor_id)),
     ]
     return Launch(argv, port_file=port_file)

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from actors.runtime.actor import drain_timeout_s
 from actors.runtime.broker import free_port
 from actors.runtime.broker_watch import BrokerWatch
 from actors.runtime.bus import Bus
+from actors.runtime.elastic import ElasticEngines
 from actors.runtime.jetstream import connect
 from actors.runtime.naked import naked
 from actors.runtime.otlp import is_asked_for
@@ -118,10 +120,13 @@ class LocalRun:
         with naked(AsearchError):
             async with contextlib.AsyncExitStack() as stack:
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
+                engines = ElasticEngines(self.run, self.run_dir, self.settings, self.supervisor, self._added_engine)
+                if self.bus is not None:
+                    await engines.serve(self.bus)
                 broker = BrokerWatch(self.workspace, self.platform, self.say, self._settle_broker, self.max_restarts)
                 watch = tasks.create_task(broker.run(), name="watch broker")
                 stack.callback(watch.cancel)
-                await self.supervisor.run(self.children())
+                await self.supervisor.run(self.children(engines.membership.engines))
 
     async def _settle_broker(self) -> None:
         if self.bus is not None:
@@ -137,26 +142,29 @@ class LocalRun:
                     return stored.event
         raise AsearchError("the plan ended before the run")
 
-    def children(self) -> list[ChildSpec]:
-        """The actor processes, in order of their start.
+    def children(self, engines: Sequence[str] | None = None) -> list[ChildSpec]:
+        """The actor processes, in order of their start; `engines` None: as many as a run begins with.
 
         The scheduler stops first, so that nothing is left in flight, and alone may end by itself; the trainer stops last.
         """
+        return [self._child(kind, name) for kind, name in actors_of(self.settings, engines)]
+
+    def _child(self, kind: str, name: str) -> ChildSpec:
         command = [sys.executable, "-m", "actors.cli.main", "actor", "--run", str(self.run_dir), "--die-with-parent"]
-        logs = self.run_dir / "logs"
-        return [
-            ChildSpec(
-                name=name,
-                argv=[*command, "--id", name, kind],
-                log_path=logs / f"{name}.log",
-                max_restarts=self.max_restarts,
-                may_end=kind == "scheduler",
-                may_fail=kind == "viewer",
-                stage={"scheduler": 0, "trainer": 2, "viewer": 3}.get(kind, 1),
-                grace_s=drain_timeout_s(kind) + GRACE_S,
-            )
-            for kind, name in actors_of(self.settings)
-        ]
+        return ChildSpec(
+            name=name,
+            argv=[*command, "--id", name, kind],
+            log_path=self.run_dir / "logs" / f"{name}.log",
+            max_restarts=self.max_restarts,
+            may_end=kind == "scheduler",
+            may_fail=kind == "viewer",
+            stage={"scheduler": 0, "trainer": 2, "viewer": 3}.get(kind, 1),
+            grace_s=drain_timeout_s(kind) + GRACE_S,
+        )
+
+    def _added_engine(self, name: str) -> ChildSpec:
+        """One that was added to a run that did without it, which it goes on doing if the engine fails too often."""
+        return dataclasses.replace(self._child("engine", name), may_fail=True)
 
     async def _start_corpus(self, prepared: Prepared, stack: contextlib.AsyncExitStack) -> str:
         """Start the corpus server on a port that it keeps when it is started again."""

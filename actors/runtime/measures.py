@@ -210,7 +210,10 @@ def _queues(view: View) -> Iterator[Value]:
 
 
 def _actors(view: View, now_ns: int, expected: Iterable[tuple[str, str]]) -> Iterator[Value]:
-    heard = view.vitals.latest
+    heard, kept = view.vitals.latest, view.kept_engines()
+    if kept is not None:
+        # Those that were expected when the run began may have been removed, and others added.
+        expected = [each for each in expected if each[0] != "engine"] + [("engine", name) for name in sorted(kept)]
     newest = sorted(heard.values(), key=lambda beat: beat.at_ns, reverse=True)[:MAX_ACTORS]
     kinds = {beat.actor_id: beat.actor for beat in newest}
     kinds |= {name: kind for kind, name in expected if name not in kinds}

@@ -81,6 +81,7 @@ class _Child:
     process: Process | None = None
     n_restarts: int = 0
     done: bool = False
+    is_removed: bool = False
 
     @property
     def runs(self) -> bool:
@@ -95,6 +96,7 @@ class Supervisor:
         self._children: list[_Child] = []
         self._stopping = False
         self._killed = False
+        self._tasks: asyncio.TaskGroup | None = None
         self._log = structlog.get_logger()
 
     @property
@@ -131,13 +133,47 @@ class Supervisor:
         try:
             with naked(ChildFailedError):
                 async with asyncio.TaskGroup() as tasks:
+                    self._tasks = tasks
                     for child in self._children:
                         tasks.create_task(self._keep(child), name=f"keep {child.spec.name}")
                     for spec in specs:
                         await self.start(spec)
                         tasks.create_task(self._keep(self._children[-1]), name=f"keep {spec.name}")
         finally:
+            self._tasks = None
             await self._stop_for_certain()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether children are kept alive, and may be added."""
+        return self._tasks is not None and not self._stopping
+
+    def add(self, spec: ChildSpec) -> None:
+        """Start one more child and keep it alive too, while `run` is under way."""
+        if self._tasks is None:
+            raise RuntimeError("the supervisor does not run")
+        child = _Child(spec, Intensity(spec.max_restarts, spec.period_s))
+        self._children.append(child)
+        self._tasks.create_task(self._start_and_keep(child), name=f"keep {spec.name}")
+
+    def remove(self, name: str, *, now: bool = False) -> None:
+        """End a child and do not start it again: SIGTERM, and SIGKILL after its grace, or `now`."""
+        for child in self._children:
+            if child.spec.name == name and not child.is_removed:
+                child.is_removed = True
+                if self._tasks is not None:
+                    self._tasks.create_task(self._remove(child, 0.0 if now else child.spec.grace_s), name=f"remove {name}")
+
+    async def _start_and_keep(self, child: _Child) -> None:
+        await self._start(child)
+        await self._keep(child)
+
+    async def _remove(self, child: _Child, grace_s: float) -> None:
+        if child.process is not None:
+            if not grace_s:
+                child.process.kill()
+            await _end(child.process, grace_s)
+        self._children = [each for each in self._children if each is not child or each.runs]
 
     async def _stop_for_certain(self) -> None:
         stopping = asyncio.create_task(self.stop(), name="stop")
@@ -163,13 +199,13 @@ class Supervisor:
             child.process = await spawning
             raise
         child.process = process
-        if self._killed:
+        if self._killed or child.is_removed:
             process.kill()
 
     async def _keep(self, child: _Child) -> None:
         while child.process is not None:
             status = await child.process.wait()
-            if self._stopping:
+            if self._stopping or child.is_removed:
                 return
             if status == 0 and child.spec.may_end:
                 child.done = True
@@ -177,6 +213,8 @@ class Supervisor:
             if self._exceeds(child, status):
                 return
             await self._platform.sleep(RESTART_DELAY_S)
+            if child.is_removed:
+                return
             child.n_restarts += 1
             await self._start(child)
 

@@ -44,6 +44,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Requests that may wait in an engine besides those it runs; unset: a quarter of these. The others wait in the drivers."""
     max_total_tokens: int = 65536
     """Tokens of running requests; of SGLang on CPU alone, on CUDA its memory decides."""
+    stream_s: float = 0.5
+    """Of the embedded server: how long sampled tokens wait for others before they are streamed. What a killed engine has not
+    streamed is lost."""
+    step_delay_s: float = 0.0
+    """Of the embedded server: added to every step, so that a benchmark has the capacity of a slower machine."""
     start_timeout_s: float | None = None
     """Until a server is ready; unset means 120 for the embedded one, 900 for SGLang."""
     health_interval_s: float = 10.0
@@ -84,6 +89,9 @@ def check_engine(engine: EngineSettings) -> None:
         _check_url(url)
     if len(set(engine.urls)) != len(engine.urls):
         raise ConfigError("engine.urls names a server twice")
+    for name, value in (("stream_s", engine.stream_s), ("step_delay_s", engine.step_delay_s)):
+        if not 0.0 <= value < 60.0:
+            raise ConfigError(f"engine.{name} must be from 0 to 60 seconds, got {value:g}")
     if engine.max_pending is not None and engine.max_pending < 0:
         raise ConfigError(f"engine.max_pending must not be negative, got {engine.max_pending}")
     check_args(engine.args)

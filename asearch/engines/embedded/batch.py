@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,9 @@ class Batch:
         prefill_tokens: int,
         stream_interval: int,
         bytes_of: Callable[[int], bytes],
+        stream_s: float = 0.0,
     ) -> None:
+        """`stream_s` > 0: a stream is given what there is at the latest so many seconds after it was given something."""
         self.decoder, self.version = decoder, version
         self.n_generated = self.n_prefilled = self.n_reused = 0
         self.advanced: list[tuple[Request, int, Finish | None]] = []
@@ -41,6 +44,7 @@ class Batch:
         self._max_running, self._max_total_tokens = max_running, max_total_tokens
         self._prefill_tokens, self._stream_interval = prefill_tokens, stream_interval
         self._bytes_of = bytes_of
+        self._stream_s = stream_s or math.inf
         self._waiting: deque[Request] = deque()
         self._feeding: list[Request] = []
         self._decoding: list[Request] = []
@@ -131,6 +135,7 @@ class Batch:
                 later.append(request)
                 continue
             request.row, request.n_fed = taken
+            request.sent_s = time.monotonic()
             request.n_target = len(tokens)
             if not request.n_retractions:
                 request.n_cached = request.n_fed
@@ -184,6 +189,7 @@ class Batch:
     def _extend(self, requests: list[Request], logits_BV: Tensor) -> None:
         ids, logprobs = sample(logits_BV, requests)
         self.n_generated += len(ids)
+        due_s = time.monotonic() - self._stream_s
         ended: set[Request] = set()
         for request, token, logprob in zip(requests, ids, logprobs, strict=True):
             if not math.isfinite(logprob):
@@ -199,7 +205,7 @@ class Batch:
                 ended.add(request)
                 self._release(request)
                 self._report(request, finish)
-            elif request.stream and len(request.output) - request.n_sent >= self._stream_interval:
+            elif request.stream and (len(request.output) - request.n_sent >= self._stream_interval or request.sent_s < due_s):
                 self._report(request, None)
         if ended:
             self._decoding = [request for request in self._decoding if request not in ended]
@@ -238,5 +244,5 @@ class Batch:
         self._report(request, {"type": "abort", "message": message, "status_code": 500, "err_type": "NonFinite"})
 
     def _report(self, request: Request, finish: Finish | None) -> None:
-        request.n_sent = len(request.output)
+        request.n_sent, request.sent_s = len(request.output), time.monotonic()
         self.advanced.append((request, request.n_sent, finish))

@@ -22,6 +22,10 @@ class Options:
     cache_rows: int | None
     chunked_prefill_size: int
     stream_interval: int
+    stream_seconds: float
+    """Tokens are streamed after so long at the latest, however few they are; 0: after `stream_interval` tokens alone."""
+    step_delay_ms: float
+    tally: str | None
     incremental_streaming_output: bool
     weight_version: str
     seed: int
@@ -43,6 +47,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--cache-rows", type=_positive, help="sequences kept for prefix reuse, running ones included")
     add("--chunked-prefill-size", type=_positive, default=2048, help="prompt tokens fed between two decoding steps")
     add("--stream-interval", type=_positive, default=1, help="tokens between two events of a stream")
+    add("--stream-seconds", type=_not_negative, default=0.0, help="and stream what is there after so many seconds; 0: do not")
+    add("--step-delay-ms", type=_not_negative, default=0.0, help="added to every step: the capacity of a slower machine")
+    add("--tally", help="file that counts the tokens sampled, by this process and those before it")
     add("--incremental-streaming-output", action="store_true", help="stream events hold only what is new")
     add("--weight-version", default="default", help="name of the weights that are loaded at start")
     add("--dtype", choices=["float32", "auto"], default="float32", help="weights are computed with in fp32 always")
@@ -51,6 +58,13 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     given = vars(parser.parse_args(argv))
     del given["dtype"]
     return Options(**given)
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -55,6 +55,8 @@ class Request:
     n_cached: int = 0
     n_retractions: int = 0
     n_sent: int = 0
+    sent_s: float = 0.0
+    """When tokens were streamed last, or it was admitted."""
 
     n_ready: int = 0
     finish: dict[str, Any] | None = None

@@ -26,6 +26,7 @@ from asearch.engines.embedded.body import Limits
 from asearch.engines.embedded.options import Options
 from asearch.engines.embedded.scheduler import Scheduler
 from asearch.engines.embedded.server import Server
+from asearch.engines.embedded.tally import Tally
 from asearch.errors import EngineError, InputError
 from asearch.models.config import ModelConfig
 from asearch.models.decoder import Decoder
@@ -73,6 +74,7 @@ def serve(options: Options) -> None:
         prefill_tokens=options.chunked_prefill_size,
         stream_interval=options.stream_interval,
         bytes_of=tokenizer.token_bytes if tokenizer else _no_bytes,
+        stream_s=options.stream_seconds,
     )
     uvloop.run(_serve(options, config, limits, batch, listener))
 
@@ -82,7 +84,8 @@ async def _serve(options: Options, config: ModelConfig, limits: Limits, batch: B
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    scheduler = Scheduler(batch, loop, options.threads)
+    tally = Tally(Path(options.tally)) if options.tally else None
+    scheduler = Scheduler(batch, loop, options.threads, step_delay_s=options.step_delay_ms / 1000, tally=tally)
     scheduler.start()
     server = Server(options, config, limits, scheduler)
     http = web.Server(server.handle, request_factory=_request, access_log=None, handler_cancellation=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import torch
 
 from asearch.engines.embedded.batch import Batch
 from asearch.engines.embedded.request import Request
+from asearch.engines.embedded.tally import Tally
 from asearch.models.decoder import Decoder
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,17 @@ Reports = list[tuple[Request, int, dict[str, Any] | None]]
 class Scheduler:
     """Methods are called from the event loop; what they do to the batch happens on the thread, between two steps."""
 
-    def __init__(self, batch: Batch, loop: asyncio.AbstractEventLoop, n_threads: int) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        loop: asyncio.AbstractEventLoop,
+        n_threads: int,
+        *,
+        step_delay_s: float = 0.0,
+        tally: Tally | None = None,
+    ) -> None:
+        """`step_delay_s` is added to every step; `tally` counts the tokens that were sampled."""
+        self._step_delay_s, self._tally = step_delay_s, tally
         self._batch, self._loop, self._n_threads = batch, loop, n_threads
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -152,11 +164,19 @@ class Scheduler:
             while self._inbox:
                 self._inbox.popleft()()
             worked = False if self._paused else self._step()
+            if worked:
+                self._after_step()
             if self._batch.advanced:
                 reports, self._batch.advanced = self._batch.advanced, []
                 self._loop.call_soon_threadsafe(_deliver, reports)
             if not worked:
                 self._wake.wait(_IDLE_WAIT_S)
+
+    def _after_step(self) -> None:
+        if self._tally is not None:
+            self._tally.write(self._batch.n_generated)
+        if self._step_delay_s:
+            time.sleep(self._step_delay_s)
 
     def _step(self) -> bool:
         try:

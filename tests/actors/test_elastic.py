@@ -1,0 +1,124 @@
+"""Engines that are added to a run and removed from it: what is kept, what is started and ended, what is still missed."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from actors.cli.engines import engines as command
+from actors.runtime.elastic import ElasticEngines
+from actors.runtime.following import LOST_S, View
+from actors.runtime.membership import Membership, membership_of, read_membership, write_membership
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.roster import actors_now
+from actors.runtime.supervisor import Supervisor
+from asearch.configuration.loading import load_settings
+from asearch.errors import InputError
+from schemas.commands import AddEngines, EnginesChanged, Heartbeat, RemoveEngines
+from tests.actors.conftest import Stage
+from tests.actors.test_supervisor import PATIENT, STUBBORN, spec
+from tests.runtime.facts import until
+
+SETTINGS = load_settings("toy", ("engine.count=2",))
+
+
+def test_numbers_are_given_once_and_the_youngest_leave_first(tmp_path: Path) -> None:
+    first = membership_of(tmp_path, SETTINGS)
+    assert first.engines == ["engine-0", "engine-1"]
+    more = first.with_more(2).without([], 1).with_more(1)
+    assert more.engines == ["engine-0", "engine-1", "engine-2", "engine-4"]
+    assert more.without(["engine-0", "engine-4"]).engines == ["engine-1", "engine-2"]
+    assert more.without([], 4).engines == []
+    with pytest.raises(InputError, match=r"keeps no engine engine-3; it keeps engine-0"):
+        more.without(["engine-3"])
+    with pytest.raises(InputError, match="5 engines cannot be removed: the run keeps 4"):
+        more.without([], 5)
+    write_membership(tmp_path, more)
+    assert membership_of(tmp_path, SETTINGS) == more == read_membership(tmp_path)
+    assert [name for kind, name in actors_now(SETTINGS, tmp_path) if kind == "engine"] == more.engines
+    (tmp_path / "engines.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_membership(tmp_path)
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Supervisor:
+    return Supervisor(SystemPlatform())
+
+
+async def test_engines_are_started_and_ended_as_asked_and_survive_their_supervisor(
+    stage: Stage, tmp_path: Path, supervised: Supervisor
+) -> None:
+    notes = tmp_path / "notes"
+    held = ElasticEngines(stage.run, tmp_path, SETTINGS, supervised, lambda name: spec(name, PATIENT, tmp_path))
+    await held.serve(await stage.connect("supervisor"))
+    operator = await stage.connect("operator")
+
+    async def ask(message: AddEngines | RemoveEngines) -> EnginesChanged:
+        reply = await operator.request(message, key=stage.run, timeout_s=5.0)
+        assert isinstance(reply, EnginesChanged)
+        return reply
+
+    early = await ask(AddEngines(n=1))
+    assert "does not train yet" in early.error and not early.changed
+    running = asyncio.create_task(supervised.run([spec(name, PATIENT, tmp_path) for name in held.membership.engines]))
+    await until(lambda: notes.exists() and notes.read_text().count("begins") == 2, 20.0)
+    assert (await ask(AddEngines(n=2))).changed == ["engine-2", "engine-3"]
+    await until(lambda: notes.read_text().count("begins") == 4, 20.0)
+    reply = await ask(RemoveEngines(engines=["engine-0", "engine-2"]))
+    assert (reply.changed, reply.engines, reply.error) == (["engine-0", "engine-2"], ["engine-1", "engine-3"], "")
+    await until(lambda: sorted(supervised.children) == ["engine-1", "engine-3"], 20.0)
+    assert sorted(line for line in notes.read_text().splitlines() if "ends" in line) == ["engine-0 ends", "engine-2 ends"]
+    assert "keeps no engine engine-0" in (await ask(RemoveEngines(engines=["engine-0"]))).error
+    assert (await ask(RemoveEngines(n=1, now=True))).changed == ["engine-3"]
+    await until(lambda: list(supervised.children) == ["engine-1"], 20.0)
+    assert "engine-3 ends" not in notes.read_text(), "killed, not stopped"
+    await asyncio.sleep(0.2)
+    assert notes.read_text().count("begins") == 4, "what was removed is not started again"
+    assert supervised.children["engine-1"][1] == 0
+    again = ElasticEngines(
+        stage.run, tmp_path, SETTINGS, Supervisor(SystemPlatform()), lambda name: spec(name, PATIENT, tmp_path)
+    )
+    assert again.membership == Membership(engines=["engine-1"], next_number=4)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_child_that_is_removed_while_it_starts_again_stays_away(tmp_path: Path, supervised: Supervisor) -> None:
+    failing = spec("bad", "import sys; sys.exit(3)", tmp_path, max_restarts=1000)
+    running = asyncio.create_task(supervised.run([spec("good", PATIENT, tmp_path), failing]))
+    await until(lambda: supervised.children.get("bad", (None, 0))[1] >= 2, 20.0)
+    supervised.remove("bad")
+    await until(lambda: "bad" not in supervised.children)
+    supervised.add(spec("deaf", STUBBORN, tmp_path, grace_s=0.1))
+    await until(lambda: "up" in (tmp_path / "notes").read_text(), 20.0)
+    supervised.remove("deaf")
+    await until(lambda: list(supervised.children) == ["good"])
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+def test_an_engine_that_left_is_missed_by_nobody_and_one_that_died_is(tmp_path: Path) -> None:
+    view = View(run_dir=tmp_path)
+    names = ("engine-0", "engine-1", "by-hand", "driver-0")
+    for name in names:
+        kind = "driver" if name == "driver-0" else "engine"
+        view.vitals.heard(Heartbeat(actor=kind, actor_id=name, pid=1, at_ns=0, state="ready"))
+    late_ns = int((LOST_S + 1) * 1e9)
+    view.forget_left_engines(late_ns)
+    assert {*view.vitals.latest} == {*names}, "without a supervisor nobody knows who should be there"
+    write_membership(tmp_path, Membership(engines=["engine-1"], next_number=2))
+    view.forget_left_engines(int(LOST_S * 1e9))
+    assert {*view.vitals.latest} == {*names}
+    view.forget_left_engines(late_ns)
+    assert {*view.vitals.latest} == {"engine-1", "driver-0"}
+
+
+def test_the_command_needs_a_live_run_and_says_so(tmp_path: Path) -> None:
+    for arguments in ([], ["add", "2"], ["remove", "engine-0"]):
+        result = CliRunner().invoke(command, [*arguments, "--runs", str(tmp_path)])
+        assert isinstance(result.exception, InputError) and "no run is live" in str(result.exception)
+    assert "at least one" in CliRunner().invoke(command, ["remove", "0", "--runs", str(tmp_path)]).output
