@@ -31,3 +31,18 @@ def pack(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         while open_from < len(room) and room[open_from] <= 0:
             open_from += 1
     return batches
+
+
+def spread(lengths: Sequence[int], n: int) -> list[list[int]]:
+    """Indices of sequences by replica, each in order: the longest goes first, always to the replica with the fewest tokens.
+
+    Every index comes up once; the result is a function of the arguments alone, so that all ranks find the same (longest
+    processing time first: Graham, SIAM J. Appl. Math. 17, 1969).
+    """
+    shares: list[list[int]] = [[] for _ in range(n)]
+    loads = [0] * n
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        least = loads.index(min(loads))
+        shares[least].append(index)
+        loads[least] += lengths[index]
+    return [sorted(share) for share in shares]

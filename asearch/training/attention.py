@@ -6,7 +6,6 @@ query under a causal mask, so no further mask is needed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -15,12 +14,10 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from asearch.training.kernels import rotary_tables, rotate
-
-FILL = 0.9
-"""Shortest over longest sequence of a dense batch: at most a tenth of it is padding."""
-DENSE_TOKENS = 8192
-"""Most tokens in a dense batch, so that its keys and values stay in the processor's cache."""
+from asearch.training.context import ContextLayout, context_attention
+from asearch.training.dense import dense_batches
+from asearch.training.kernels import rotate
+from asearch.training.rotary import tables
 
 
 @dataclass
@@ -43,7 +40,7 @@ def packed_layout(lengths: Sequence[int]) -> PackedLayout:
     source: list[Tensor] = []
     place: list[Tensor] = []
     offset = 0
-    for first, last in _dense_batches(lengths):
+    for first, last in dense_batches(lengths):
         longest = max(lengths[first:last])
         steps_L = torch.arange(longest)
         shapes.append((last - first, longest))
@@ -65,7 +62,7 @@ def packed_layout(lengths: Sequence[int]) -> PackedLayout:
 
 
 class PackedAttention(MegatronModule):
-    """Core attention of the CPU layer spec. Context parallelism is not covered."""
+    """Core attention of the CPU layer spec."""
 
     def __init__(self, config: Any, softmax_scale: float | None = None, *, rope_theta: float, **_unused: Any) -> None:
         super().__init__(config=config)
@@ -79,7 +76,7 @@ class PackedAttention(MegatronModule):
         value_TGD: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        packed_seq_params: PackedLayout,
+        packed_seq_params: PackedLayout | ContextLayout,
         **_unused: Any,
     ) -> Tensor:
         """Rotate queries and keys, and attend within each sequence. H query heads share G key heads in order.
@@ -87,6 +84,8 @@ class PackedAttention(MegatronModule):
         D is the head dimension; queries and keys come without positions. Returns (T, H·D).
         """
         layout = packed_seq_params
+        if isinstance(layout, ContextLayout):
+            return context_attention(query_THD, key_TGD, value_TGD, layout, self.softmax_scale, self.rope_theta)
         sizes = [n * length for n, length in layout.shapes]
         parts = [_pad(x.flatten(1), layout).split(sizes) for x in (query_THD, key_TGD, value_TGD)]
         grouped = query_THD.shape[1] != key_TGD.shape[1]
@@ -102,16 +101,8 @@ class PackedAttention(MegatronModule):
 
     def _rotated(self, x_PW: Tensor, length: int) -> Tensor:
         head_dim = cast("int", self.config.kv_channels)
-        # Lengths differ from batch to batch; the tables of a shorter one are the beginning of those of a longer one.
-        rounded = 1 << (length - 1).bit_length()
-        cos, sin = _tables(rounded, x_PW.shape[1] // head_dim, head_dim, self.rope_theta, x_PW.dtype)
-        return rotate(x_PW, cos[:length], sin[:length], head_dim)
-
-
-@lru_cache(maxsize=8)
-def _tables(length: int, n_heads: int, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    cos, sin = rotary_tables(length, n_heads, head_dim, theta)
-    return cos.to(dtype), sin.to(dtype)
+        cos, sin = tables(length, x_PW.shape[1] // head_dim, head_dim, self.rope_theta, x_PW.dtype)
+        return rotate(x_PW, cos, sin, head_dim)
 
 
 class _Pad(torch.autograd.Function):
@@ -143,18 +134,3 @@ class _Unpad(torch.autograd.Function):
 
 def _pad(x_THD: Tensor, layout: PackedLayout) -> Tensor:
     return cast("Tensor", _Pad.apply(x_THD, layout.source_P, layout.place_T))
-
-
-def _dense_batches(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    ranges: list[tuple[int, int]] = []
-    first = 0
-    while first < len(lengths):
-        last, longest, shortest = first, lengths[first], lengths[first]
-        while last < len(lengths):
-            high, low = max(longest, lengths[last]), min(shortest, lengths[last])
-            if low < FILL * high or (last > first and (last - first + 1) * high > DENSE_TOKENS):
-                break
-            last, longest, shortest = last + 1, high, low
-        ranges.append((first, last))
-        first = last
-    return ranges

@@ -1,29 +1,32 @@
 """Micro-batches: packed tensors of the sequences that one forward pass takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from asearch.learning.normalisation import TokenWeights
 from asearch.learning.packing import pack
 from asearch.training.attention import PackedLayout, packed_layout
 from asearch.training.batch import TrainingSequence
+from asearch.training.context import WHOLE, ContextLayout, HeldTokens, Split, context_layout
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """T packed input tokens and the N tokens that a loss is taken over, in packed order.
 
-    The last token of a sequence is a target only, so it is not among the inputs.
+    The last token of a sequence is a target only, so it is not among the inputs. Ranks that share sequences have inputs and
+    rows of their own, and all of what is by loss token.
     """
 
     ids_T: Tensor
-    layout: PackedLayout
+    layout: PackedLayout | ContextLayout
     rows_N: Tensor
-    """Input token whose logits predict the loss token."""
+    """Input token whose logits predict the loss token, of those that this rank holds."""
     targets_N: Tensor
     behaviour_N: Tensor
     advantages_N: Tensor
@@ -33,7 +36,23 @@ class MicroBatch:
     group_N: Tensor
     proximal_N: Tensor | None
     divisor: int
-    """The batch's divisor in its first micro-batch, else 0: megatron divides by the sum over micro-batches."""
+    """The batch's divisor in its first micro-batch, else 0: megatron divides by the sum over micro-batches and ranks."""
+    held: HeldTokens | None = None
+    """Which loss tokens this rank holds; None: all."""
+    is_dummy: bool = False
+    """Whether it only keeps step with other ranks: nothing in it counts."""
+
+    def on(self, device: torch.device) -> "MicroBatch":
+        """The same on `device`."""
+        if device.type == "cpu":
+            return self
+        moved = {name: value.to(device) for name in self.__slots__ if isinstance(value := getattr(self, name), Tensor)}
+        return replace(self, **moved)
+
+    @property
+    def held_targets(self) -> Tensor:
+        """Targets of the loss tokens that this rank holds."""
+        return self.targets_N if self.held is None else self.targets_N[self.held.held_M.to(self.targets_N.device)]
 
 
 def micro_batches(
@@ -42,13 +61,25 @@ def micro_batches(
     weights: TokenWeights,
     token_budget: int,
     proximal: Sequence[Tensor] | None = None,
+    split: Split = WHOLE,
 ) -> list[MicroBatch]:
-    """Pack `sequences` (each with at least one loss token); `proximal` holds one (N,) tensor a sequence, if known."""
+    """Pack `sequences` (each with at least one loss token); `proximal` holds one (N,) tensor a sequence, if known.
+
+    Without sequences it is one dummy, because the ranks of a group take part in every pass.
+    """
+    if not sequences:
+        return [_dummy(weights.divisor, split)]
     packed = pack([len(s.ids_T) - 1 for s in sequences], token_budget)
     result: list[MicroBatch] = []
     for number, members in enumerate(packed):
-        result.append(_micro_batch(sequences, members, advantages, weights, proximal, first=number == 0))
+        result.append(_micro_batch(sequences, members, advantages, weights, proximal, split, first=number == 0))
     return result
+
+
+def _dummy(divisor: int, split: Split) -> MicroBatch:
+    nothing = TrainingSequence(np.zeros(2, np.int64), np.ones(1, np.int64), np.zeros(1, np.float32), 0, 0, "")
+    made = _micro_batch([nothing], [0], [0.0], TokenWeights([0.0], divisor), None, split, first=True)
+    return replace(made, is_dummy=True)
 
 
 def order_of(sequences: Sequence[TrainingSequence], token_budget: int) -> list[int]:
@@ -62,6 +93,7 @@ def _micro_batch(
     advantages: Sequence[float],
     weights: TokenWeights,
     proximal: Sequence[Tensor] | None,
+    split: Split,
     first: bool,
 ) -> MicroBatch:
     chosen = [sequences[i] for i in members]
@@ -73,10 +105,13 @@ def _micro_batch(
         return torch.repeat_interleave(torch.tensor(values, dtype=dtype), torch.tensor(counts))
 
     rows = np.concatenate([start + s.trained_N - 1 for start, s in zip(starts, chosen, strict=True)])
+    ids_T, layout, rows_N, held = _laid_out(
+        torch.from_numpy(np.concatenate([s.ids_T[:-1] for s in chosen])), lengths, torch.from_numpy(rows), split
+    )
     return MicroBatch(
-        ids_T=torch.from_numpy(np.concatenate([s.ids_T[:-1] for s in chosen])),
-        layout=packed_layout(lengths),
-        rows_N=torch.from_numpy(rows),
+        ids_T=ids_T,
+        layout=layout,
+        rows_N=rows_N,
         targets_N=torch.from_numpy(np.concatenate([s.ids_T[s.trained_N] for s in chosen])),
         behaviour_N=torch.from_numpy(np.concatenate([s.behaviour_N for s in chosen])),
         advantages_N=spread([advantages[s.episode] for s in chosen], torch.float32),
@@ -86,4 +121,21 @@ def _micro_batch(
         group_N=spread([s.group for s in chosen], torch.int64),
         proximal_N=None if proximal is None else torch.cat([proximal[i] for i in members]),
         divisor=weights.divisor if first else 0,
+        held=held,
     )
+
+
+def _laid_out(
+    ids_T: Tensor, lengths: list[int], rows_N: Tensor, split: Split
+) -> tuple[Tensor, PackedLayout | ContextLayout, Tensor, HeldTokens | None]:
+    """This rank's part of packed tokens and of the rows at which logits are taken."""
+    if split.context_size > 1:
+        layout, rows_M, held = context_layout(lengths, rows_N, split)
+        return ids_T[layout.source_T], layout, rows_M, held
+    # Sequence parallelism divides the tokens over the ranks of a tensor-parallel group. What is added follows all real
+    # tokens of the last sequence, so that none of them sees it.
+    missing = -len(ids_T) % split.tensor_size
+    if missing:
+        ids_T = pad(ids_T, (0, missing))
+        lengths = [*lengths[:-1], lengths[-1] + missing]
+    return ids_T, packed_layout(lengths), rows_N, None

@@ -8,7 +8,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, set_tensor_model_parallel_attributes
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -19,6 +19,7 @@ from asearch.errors import ConfigError, InputError
 from asearch.models.config import ModelConfig
 from asearch.training.attention import PackedAttention, PackedLayout
 from asearch.training.layers import GatedMLP, RankNorm
+from asearch.training.mapping import Placement, global_name, is_divided
 from asearch.training.settings import TrainerSettings
 
 
@@ -140,7 +141,23 @@ def build_model(model: ModelConfig, settings: TrainerSettings) -> PolicyModel:
         # Its input is gathered before rows are selected.
         built.output_layer.sequence_parallel = False
         built.output_layer.disable_grad_reduce = True
+    _mark_shards(built, model)
     return built.cuda() if torch.cuda.is_available() else built
+
+
+def _mark_shards(built: PolicyModel, model: ModelConfig) -> None:
+    """Say of which weights ranks hold shards. Megatron does so where it initialises them, which we do not let it do.
+
+    The norm of the gradient counts what is not marked on one tensor-parallel rank only.
+    """
+    for name, parameter in built.named_parameters():
+        whole = global_name(name, model, Placement())
+        if is_divided(whole) and not getattr(parameter, "tensor_model_parallel", False):
+            by_column = whole.endswith(("linear_proj.weight", "linear_fc2.weight"))
+            for attribute in ("tensor_model_parallel", "partition_dim", "partition_stride"):
+                if hasattr(parameter, attribute):
+                    delattr(parameter, attribute)
+            set_tensor_model_parallel_attributes(parameter, True, int(by_column), 1)
 
 
 def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:

@@ -7,6 +7,7 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
 from megatron.core import parallel_state
@@ -101,6 +102,31 @@ def start_parallel(settings: TrainerSettings, seed: int) -> Coordinates:
     return place
 
 
+def tensor_group() -> ProcessGroup:
+    """Ranks that share the matrices of this rank's layers."""
+    return cast("ProcessGroup", parallel_state.get_tensor_model_parallel_group())
+
+
+def context_group() -> ProcessGroup:
+    """Ranks that share this rank's sequences."""
+    return cast("ProcessGroup", parallel_state.get_context_parallel_group())
+
+
+def data_group() -> ProcessGroup:
+    """Ranks in this rank's place in the other replicas."""
+    return cast("ProcessGroup", parallel_state.get_data_parallel_group())
+
+
+def pipeline_group() -> ProcessGroup:
+    """Ranks that hold the other layers of this rank's replica."""
+    return cast("ProcessGroup", parallel_state.get_pipeline_model_parallel_group())
+
+
+def last_stage() -> int:
+    """Number, among all ranks, of the last one of `pipeline_group`."""
+    return cast("int", parallel_state.get_pipeline_model_parallel_last_rank())
+
+
 def all_true(here: bool, device: torch.device) -> bool:
     """Whether `here` is true on every rank of the group; every rank has to ask."""
     if distributed.get_world_size() == 1:
@@ -111,15 +137,15 @@ def all_true(here: bool, device: torch.device) -> bool:
 
 
 def broadcast_bytes(data: bytes, source: int, group: ProcessGroup, device: torch.device) -> bytes:
-    """`data` of the rank whose global number is `source`, on every rank of `group`."""
+    """`data` of the rank whose global number is `source`, on every rank of `group`; what the others pass does not matter."""
     size = torch.tensor(len(data), device=device)
     distributed.broadcast(size, source, group)
-    sent = source == distributed.get_rank()
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device) if sent and data else None
-    if buffer is None:
-        buffer = torch.empty(int(size), dtype=torch.uint8, device=device)
+    buffer = torch.zeros(int(size), dtype=torch.uint8)
+    if distributed.get_rank() == source and data:
+        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    buffer = buffer.to(device)
     distributed.broadcast(buffer, source, group)
-    return bytes(buffer.cpu().numpy())
+    return buffer.cpu().numpy().tobytes()
 
 
 def _lay_groups(settings: TrainerSettings) -> Coordinates:

@@ -4,19 +4,21 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from asearch.errors import TrainingError
-from asearch.learning.normalisation import normalisations
 from asearch.learning.objectives import is_maximum
 from asearch.training.batch import Batch, TrainingSequence, compose, masked_by_decile
 from asearch.training.learner import Learner
 from asearch.training.microbatch import MicroBatch, micro_batches, order_of
+from asearch.training.part import Part, part_of
 from asearch.training.recorded import Logprobs, trained_episodes
 from asearch.training.schedule import learning_rate
+from asearch.training.snapshot import Snapshot
+from asearch.training.totals import filled_in
 from schemas.local import StepDone, TrainStep
 
 
@@ -35,6 +37,8 @@ def train_step(learner: Learner, command: TrainStep) -> StepDone:
     if signal:
         updated, known = _update(learner, batch, command)
         metrics |= updated
+        if command.max_recorded_tokens and learner.place.world_size > 1:
+            known = _known_to_all(learner, batch, known)
     elapsed_ns = time.perf_counter_ns() - started_ns
     n_forwarded = sum(len(s.ids_T) for s in batch.sequences)
     metrics["tokens_per_s"] = n_forwarded / (elapsed_ns * 1e-9) if signal else 0.0
@@ -46,28 +50,34 @@ def train_step(learner: Learner, command: TrainStep) -> StepDone:
         staleness=dict(sorted(batch.staleness.items())) if signal else {},
         metrics=metrics,
         elapsed_ns=elapsed_ns,
-        episodes=trained_episodes(command, batch, known),
+        # One rank's reply is enough for what may be long.
+        episodes=trained_episodes(command, batch, known) if learner.position.rank == 0 else [],
     )
 
 
 def _update(learner: Learner, batch: Batch, command: TrainStep) -> tuple[dict[str, float], Logprobs]:
     """Metrics of the update, and the log-probabilities under the policy it began from of the sequences that it learned from."""
     settings = learner.settings
-    parts = _minibatches(batch, settings.minibatches)
+    parts = [part_of(chosen, learner.algorithm, learner.place) for chosen in _minibatches(batch, settings.minibatches)]
     lr = learning_rate(settings, command.step)
     if len(parts) == 1:
+        (part,) = parts
         seen: list[Tensor] | None = [] if command.max_recorded_tokens else None
-        metrics = _optimize(learner, _packed(learner, batch, parts[0], None), lr, seen)
-        return metrics, _by_sequence(learner, parts[0], seen) if seen else []
-    before = _snapshot(learner)
+        metrics = _optimize(learner, part, _packed(learner, batch, part, None), lr, seen)
+        return metrics, _by_sequence(learner, part.mine, seen) if seen else []
+    before = Snapshot(learner)
     try:
         proximal = [_proximal(learner, batch, part) for part in parts]
-        done = [_optimize(learner, _packed(learner, batch, part, known), lr) for part, known in zip(parts, proximal, strict=True)]
+        done = [
+            _optimize(learner, part, _packed(learner, batch, part, known), lr)
+            for part, known in zip(parts, proximal, strict=True)
+        ]
     except TrainingError:
-        _restore(learner, before)
+        before.restore(learner)
         raise
     means = {name: (max if is_maximum(name) else statistics.fmean)([metrics[name] for metrics in done]) for name in done[0]}
-    return means, [pair for part, known in zip(parts, proximal, strict=True) for pair in zip(part, known, strict=True)]
+    known = zip(parts, proximal, strict=True)
+    return means, [pair for part, found in known if found is not None for pair in zip(part.mine, found, strict=True)]
 
 
 def _minibatches(batch: Batch, n: int) -> list[list[TrainingSequence]]:
@@ -80,39 +90,56 @@ def _minibatches(batch: Batch, n: int) -> list[list[TrainingSequence]]:
     return [part for part in parts if any(batch.advantages[s.episode] != 0.0 for s in part)]
 
 
-def _packed(
-    learner: Learner, batch: Batch, sequences: Sequence[TrainingSequence], proximal: Sequence[Tensor] | None
-) -> list[MicroBatch]:
-    settings = learner.settings
-    algorithm = learner.algorithm
-    weigh = normalisations.get(algorithm.normalisation)
-    weights = weigh([len(s.trained_N) for s in sequences], [s.episode for s in sequences], algorithm.constant_length)
-    return micro_batches(sequences, batch.advantages, weights, settings.token_budget, proximal)
+def _known_to_all(learner: Learner, batch: Batch, known: Logprobs) -> Logprobs:
+    """Log-probabilities of all sequences that were learned from, on every rank."""
+    lengths = [len(s.trained_N) for s in batch.sequences]
+    starts = dict(zip(map(id, batch.sequences), accumulate(lengths, initial=0), strict=False))
+    # The second row says which are known.
+    values_2N = torch.zeros(2, sum(lengths))
+    for sequence, logprobs_N in known:
+        rows = slice(starts[id(sequence)], starts[id(sequence)] + len(sequence.trained_N))
+        values_2N[0, rows] = logprobs_N.detach().float().cpu()
+        values_2N[1, rows] = 1.0
+    logprobs_N, is_known_N = filled_in(values_2N, learner.place, learner.device)
+    by_sequence = zip(batch.sequences, logprobs_N.split(lengths), is_known_N.split(lengths), strict=True)
+    return [(sequence, found_N) for sequence, found_N, is_known in by_sequence if bool(is_known[0])]
 
 
-def _proximal(learner: Learner, batch: Batch, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
-    known = learner.logprobs(_packed(learner, batch, sequences, None))
-    return [logprobs_N for _, logprobs_N in _by_sequence(learner, sequences, known)]
+def _packed(learner: Learner, batch: Batch, part: Part, proximal: Sequence[Tensor] | None) -> list[MicroBatch]:
+    """The micro-batches of this replica."""
+    budget = learner.settings.token_budget
+    return micro_batches(part.mine, batch.advantages, part.weights, budget, proximal, learner.split)
+
+
+def _proximal(learner: Learner, batch: Batch, part: Part) -> list[Tensor] | None:
+    """Log-probabilities of this replica's sequences; None where another pipeline stage has them."""
+    known = learner.logprobs(_packed(learner, batch, part, None))
+    if not learner.place.is_last_stage:
+        return None
+    return [logprobs_N for _, logprobs_N in _by_sequence(learner, part.mine, known)]
 
 
 def _by_sequence(learner: Learner, sequences: Sequence[TrainingSequence], by_micro_batch: Sequence[Tensor]) -> Logprobs:
+    if not sequences or not by_micro_batch:
+        return []
     order = order_of(sequences, learner.settings.token_budget)
     parts = torch.cat(list(by_micro_batch)).split([len(sequences[i].trained_N) for i in order])
     by_sequence = dict(zip(order, parts, strict=True))
     return [(sequence, by_sequence[i]) for i, sequence in enumerate(sequences)]
 
 
-def _optimize(learner: Learner, batches: list[MicroBatch], lr: float, seen: list[Tensor] | None = None) -> dict[str, float]:
+def _optimize(
+    learner: Learner, part: Part, batches: list[MicroBatch], lr: float, seen: list[Tensor] | None = None
+) -> dict[str, float]:
     sums = {name: float(value) for name, value in learner.accumulate(batches, seen).items()}
     broken = sorted(name for name in ("loss", "logprob") if not math.isfinite(sums[name]))
     if broken:
         raise TrainingError(f"the sum of {' and '.join(broken)} over the batch is not finite; the update was not made")
-    n_tokens = sum(int(b.targets_N.shape[0]) for b in batches)
-    divisors = {"loss": batches[0].divisor}
-    metrics = {name: value if is_maximum(name) else value / divisors.get(name, n_tokens) for name, value in sums.items()}
+    divisors = {"loss": part.weights.divisor, "n_micro_batches": 1}
+    metrics = {name: value if is_maximum(name) else value / divisors.get(name, part.n_tokens) for name, value in sums.items()}
     metrics["grad_norm"] = learner.apply(lr)
     metrics["lr"] = lr
-    metrics["n_micro_batches"] = len(batches)
+    metrics["n_micro_batches"] = part.n_micro_batches(learner.settings.token_budget)
     return metrics
 
 
@@ -129,21 +156,3 @@ def _batch_metrics(command: TrainStep, batch: Batch) -> dict[str, float]:
         "dead_lineage_tokens": batch.n_dead_lineage,
     }
     return metrics | {f"masked_stale_decile_{i}": n for i, n in enumerate(masked_by_decile(batch))}
-
-
-def _snapshot(learner: Learner) -> tuple[list[Tensor], list[dict[Any, dict[str, Any]]]]:
-    weights = [tensor.clone() for tensor in learner.weights().values()]
-    states: list[dict[Any, dict[str, Any]]] = []
-    for inner in learner.inner_optimizers():
-        states.append({p: {k: v.clone() for k, v in entry.items()} for p, entry in inner.state.items()})
-    return weights, states
-
-
-def _restore(learner: Learner, before: tuple[list[Tensor], list[dict[Any, dict[str, Any]]]]) -> None:
-    weights, states = before
-    for tensor, value in zip(learner.weights().values(), weights, strict=True):
-        tensor.copy_(value)
-    for inner, state in zip(learner.inner_optimizers(), states, strict=True):
-        inner.state.clear()
-        inner.state.update(state)
-    learner.optimizer.reload_model_params()

@@ -1,0 +1,112 @@
+"""Groups of ranks train as one rank does, whatever they share: one start of each group for several layouts."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.rank_group import start_ranks
+from actors.runtime.ranks import Rank
+from asearch.errors import TrainingError
+from asearch.training.settings import TrainerSettings
+from schemas.local import LoadModel, ModelLoaded
+from tests.training.material import model_config, random_groups, write_model
+from tests.training.parity import TIMEOUT_S, Run, assert_same, trained
+
+PAIRS = {
+    "tensor": {"tensor_parallel": 2},
+    "pipeline": {"pipeline_parallel": 2},
+    "context": {"context_parallel": 2},
+    "data": {"data_parallel": 2},
+    "data, plain optimizer": {"data_parallel": 2, "distributed_optimizer": False},
+}
+FOURS = {
+    "data x tensor": {"data_parallel": 2, "tensor_parallel": 2},
+    "tensor x pipeline": {"tensor_parallel": 2, "pipeline_parallel": 2},
+    "tensor x context": {"tensor_parallel": 2, "context_parallel": 2},
+    "pipeline x context": {"pipeline_parallel": 2, "context_parallel": 2},
+    "data x pipeline": {"data_parallel": 2, "pipeline_parallel": 2},
+    "data x context": {"data_parallel": 2, "context_parallel": 2},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "minibatches": {"minibatches": 2, "normalisation": "episode"},
+    "unclipped": {"clip_grad": 0.0},
+    "selective": {"recompute": "selective"},
+    "full": {"recompute": "full"},
+}
+
+
+def folders(root: Path) -> dict[str, Path]:
+    """A tied model whose vocabulary has an odd size, and one that is not tied, with norms of queries and keys."""
+    return {
+        "tied": write_model(root / "tied", model_config()),
+        "untied": write_model(root / "untied", model_config("Qwen3ForCausalLM", tied=False)),
+    }
+
+
+def batches(n: int) -> list[Any]:
+    # The last has one sequence with a signal: fewer than there are replicas.
+    few = random_groups(1, 2, (5, 9), 67, seed=99)
+    return [*(random_groups(3, 4, (5, 40), 67, seed=i) for i in range(n - 1)), few]
+
+
+async def with_ranks(settings: TrainerSettings, log: Path, use: Any) -> Any:
+    rank = await start_ranks(SystemPlatform(), settings, log)
+    try:
+        return await use(rank)
+    finally:
+        await rank.stop()
+
+
+def test_two_ranks_agree_in_layouts_that_share_nothing(tmp_path: Path) -> None:
+    """Tensor and sequence parallel against data parallel, over one start of the processes."""
+    folder = write_model(tmp_path / "hf", model_config())
+
+    async def use(rank: Rank) -> None:
+        whole = await trained(rank, folder, batches(4), **PAIRS["data"])
+        shared = await trained(rank, folder, batches(4), **PAIRS["tensor"])
+        assert_same(shared, whole)
+        command = LoadModel(model_dir=str(folder), settings=b'{"tensor_parallel": 4}', seed=0)
+        with pytest.raises(TrainingError, match="are 4 ranks; there are 2"):
+            await rank.ask(command, ModelLoaded, TIMEOUT_S)
+        # All ranks have refused alike, so the group goes on.
+        assert_same(
+            await trained(rank, folder, batches(2), **PAIRS["tensor"]), await trained(rank, folder, batches(2), **PAIRS["data"])
+        )
+
+    asyncio.run(with_ranks(TrainerSettings(tensor_parallel=2), tmp_path / "rank.log", use))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layouts", [PAIRS, FOURS], ids=["two ranks", "four ranks"])
+def test_a_group_trains_as_one_rank_does(tmp_path: Path, layouts: dict[str, dict[str, Any]]) -> None:
+    models = folders(tmp_path)
+    variants = {"plain": {}, "minibatches": VARIANTS["minibatches"]} if layouts is FOURS else VARIANTS
+
+    async def every(rank: Rank, layout: dict[str, Any]) -> dict[tuple[str, str], Run]:
+        return {
+            (model, variant): await trained(rank, folder, batches(9), **(settings | layout))
+            for model, folder in models.items()
+            for variant, settings in variants.items()
+        }
+
+    async def all_layouts(rank: Rank) -> dict[str, dict[tuple[str, str], Run]]:
+        return {name: await every(rank, layout) for name, layout in layouts.items()}
+
+    def run(settings: TrainerSettings, use: Any) -> Any:
+        use_it: Coroutine[Any, Any, Any] = with_ranks(settings, tmp_path / "rank.log", use)
+        return asyncio.run(use_it)
+
+    expected = run(TrainerSettings(), lambda rank: every(rank, {}))
+    found = run(TrainerSettings(**next(iter(layouts.values()))), all_layouts)
+    for layout, runs in found.items():
+        for which, expected_run in expected.items():
+            worst = max(abs(a - b) for a, b in zip(runs[which].metric("loss"), expected_run.metric("loss"), strict=True))
+            norm = max(abs(a - b) for a, b in zip(runs[which].metric("grad_norm"), expected_run.metric("grad_norm"), strict=True))
+            tokens = max(abs(a - b).max() for a, b in zip(runs[which].logprobs, expected_run.logprobs, strict=True))
+            print(f"{layout:24} {' '.join(which):20} loss {worst:.1e}, gradient norm {norm:.1e}, log-probabilities {tokens:.1e}")
+            assert_same(runs[which], expected_run)
