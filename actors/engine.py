@@ -14,6 +14,8 @@ from actors.runtime.bus import Incoming
 from actors.runtime.hearing import HearingClock
 from actors.runtime.inference_server import InferenceProcess
 from actors.runtime.launching import inference_process, vocabulary_of
+from actors.runtime.transfer.choosing import transfer_of
+from actors.runtime.transfer.following import PolicyFollower
 from actors.runtime.work_spans import Served, generate_span
 from asearch.agents.packed import pack_ids, pack_logprobs, unpack_ids
 from asearch.engines.client import GeneratedChunk
@@ -25,9 +27,6 @@ from schemas.records import Column, Version, VersionRun
 
 MAX_PENDING = 2048
 VERSION_WAIT_S = 60.0
-MAX_LOADS = 5
-"""Loads in a row that may fail before the actor gives its server up."""
-LOAD_RETRY_S = 1.0
 STALE_WAIT_S = 2.0
 """How long a request that may be answered under older weights waits for those that it asks for."""
 HAND_OVER_S, HAND_OVER_AGAIN_S = 3.0, 0.2
@@ -84,20 +83,22 @@ class Engine(Actor):
         model_dir: str,
         server: InferenceServer | None = None,
         launch: Callable[[], Launch] | None = None,
+        weights_dir: Path | None = None,
     ) -> None:
-        """`launch` starts another server than the settings name; with `server` none is started at all."""
+        """`launch` starts another server than the settings name; with `server` none is started at all.
+
+        Weights that are pulled lie below `weights_dir`, the run's folder unless given.
+        """
         super().__init__(context)
         self._keeper: InferenceProcess | None = None
         if server is None:
             self._keeper = inference_process(
-                context, model_dir, launch, lambda: self._is_loading, lambda text: self.become("starting", text)
+                context, model_dir, launch, lambda: self._follower.is_loading, lambda text: self.become("starting", text)
             )
         self._server = server
         self._n_vocabulary = vocabulary_of(model_dir)
-        self._is_loading = False
-        self._is_up = asyncio.Event()
-        self._newest: asyncio.Queue[PolicyPublished] = asyncio.Queue(maxsize=1)
-        self._last_published: PolicyPublished | None = None
+        self._transfer = transfer_of(context, weights_dir or context.run_dir / "weights")
+        self._follower = PolicyFollower(self.bus, self.platform, self._transfer, self._on_loaded)
         self._running: dict[str, _Serving] = {}
         self._clock = HearingClock(context.platform)
         self._loaded = asyncio.Condition()
@@ -107,10 +108,9 @@ class Engine(Actor):
         self._n_lapsed = 0
         self._n_handed_over = 0
         self._n_stale = 0
-        self._update_s = 0.0
 
     def gauges(self) -> dict[str, float]:
-        """Tokens and requests so far, requests under way, failed, given up with their driver; seconds of the last update.
+        """Tokens and requests so far, requests under way, failed, given up with their driver; what updates cost.
 
         `n_places`: requests that the server runs at once; `n_pending`: what is above waits. Requests handed over to other
         engines, and answered under older weights than they asked for.
@@ -126,7 +126,7 @@ class Engine(Actor):
             "n_pending": max(0, len(self._running) - n_places),
             "n_handed_over": self._n_handed_over,
             "n_stale": self._n_stale,
-            "update_s": self._update_s,
+            **self._follower.gauges(),
             "n_server_starts": self._keeper.n_starts if self._keeper is not None else 0,
         }
 
@@ -137,9 +137,9 @@ class Engine(Actor):
         elif self._keeper is not None:
             self.become("starting", "the inference server")
             self._client = await self._keeper.start()
-        self._is_up.set()
+        self._follower.attach(self._client)
         self.become("starting", "the first published version")
-        self.spawn(self._follow_policy(), "policy")
+        self._follower.start(self.spawn)
         async with asyncio.timeout(self.settings.engine.start_limit_s), self._loaded:
             await self._loaded.wait_for(lambda: self.version is not None)
         await self.bus.subscribe(Lease, ">", self._on_lease)
@@ -158,7 +158,7 @@ class Engine(Actor):
 
     async def _replace_server(self, keeper: InferenceProcess, why: str) -> None:
         """Give up what was under way, start the server again, and serve once it has the newest weights."""
-        self._is_up.clear()
+        self._follower.detach()
         self.version = None
         self.become("starting", "another inference server")
         for serving in list(self._running.values()):
@@ -166,9 +166,7 @@ class Engine(Actor):
             await self._fail(serving.command, why)
         self._client = await keeper.restart(why)
         self.become("starting", "the newest version")
-        self._is_up.set()
-        if self._last_published is not None and self._newest.empty():
-            self._newest.put_nowait(self._last_published)
+        self._follower.attach(self._client)
         async with asyncio.timeout(self.settings.engine.start_limit_s), self._loaded:
             await self._loaded.wait_for(lambda: self.version is not None)
         self.become("ready")
@@ -188,65 +186,16 @@ class Engine(Actor):
                     await self.platform.sleep(HAND_OVER_AGAIN_S)
         for serving in list(self._running.values()):
             serving.task.cancel()
+        await self._transfer.close()
         if self._keeper is not None:
             await self._keeper.stop()
 
     # --- weights ---
 
-    async def _follow_policy(self) -> None:
-        """Load what the trainer publishes; of several that wait only the newest."""
-        newest = self._newest
-        self.spawn(self._load_each(newest), "weights")
-        async with aclosing(self.bus.read("policy", events=(PolicyPublished,))) as reader:
-            async for stored in reader:
-                if not isinstance(stored.event, PolicyPublished):
-                    continue
-                if newest.full():
-                    newest.get_nowait()
-                newest.put_nowait(stored.event)
-                self._last_published = stored.event
-
-    async def _load_each(self, newest: asyncio.Queue[PolicyPublished]) -> None:
-        n_failed = 0
-        while True:
-            await self._is_up.wait()
-            published = await newest.get()
-            if not await asyncio.to_thread(Path(published.manifest.path).is_dir):
-                self.log.info("version is gone already", version=str(published.version))
-                continue
-            try:
-                await self._load(published)
-                n_failed = 0
-            except EngineError as error:
-                if not self._is_up.is_set():
-                    continue  # with the next server the newest version is asked for again
-                n_failed += 1
-                self.log.warning("version not loaded", version=str(published.version), error=str(error), n=n_failed)
-                if n_failed >= MAX_LOADS:
-                    raise
-                if newest.empty() and await asyncio.to_thread(Path(published.manifest.path).is_dir):
-                    await self.platform.sleep(LOAD_RETRY_S)
-                    with suppress(asyncio.QueueFull):
-                        newest.put_nowait(published)
-
-    async def _load(self, published: PolicyPublished) -> None:
-        begun_s, client = self.platform.monotonic(), self._client
-        self._is_loading = True
-        try:
-            await client.pause("retract")
-            try:
-                await client.update_weights(published.manifest.path, str(published.version))
-            finally:
-                await client.resume()
-        finally:
-            self._is_loading = False
-        if client is not self._client or not self._is_up.is_set():
-            raise EngineError("the server was replaced while it loaded")
-        self._update_s = self.platform.monotonic() - begun_s
+    async def _on_loaded(self, published: PolicyPublished) -> None:
         async with self._loaded:
             self.version = published.version
             self._loaded.notify_all()
-        await self.platform.fault("engine.loaded")
 
     # --- generation ---
 
@@ -269,7 +218,7 @@ class Engine(Actor):
 
     def _refusal(self, command: Generate) -> str:
         """Why a request is not passed on; empty if it is. SGLang's scheduler dies of a token id outside the vocabulary."""
-        if not self._is_up.is_set():
+        if not self._follower.is_attached:
             return "the engine's server is being started again"
         if len(self._running) >= MAX_PENDING:
             return "the engine has too many requests"

@@ -15,6 +15,7 @@ from actors.runtime.publishing import Publisher
 from actors.runtime.rank_commands import load_model, permute_seed, train_step
 from actors.runtime.rank_group import start_ranks
 from actors.runtime.ranks import Rank
+from actors.runtime.transfer.source import WeightSource
 from actors.runtime.work_spans import step_span
 from asearch.configuration.loading import recipe_hash
 from asearch.errors import BusError, CheckpointError, TrainingError
@@ -55,6 +56,7 @@ class Trainer(Actor):
         self._feed: BatchFeed | None = None
         self._checkpointer: Checkpointer | None = None
         self._publisher: Publisher | None = None
+        self._source: WeightSource | None = None
         self._step = 0
         self._snapshot: LedgerSnapshot | None = None
         self._step_under_way: asyncio.Task[None] | None = None
@@ -99,7 +101,10 @@ class Trainer(Actor):
             self.platform, self._journal, rank, self.spawn, self._root, MODEL, self._hash, checkpoint.every_steps
         )
         await self._checkpointer.resumed(self._step, stands=found is not None)
-        self._publisher = Publisher(self.platform, self._journal, rank, self._weights_dir, MODEL, checkpoint.keep_versions)
+        await self._serve_weights()
+        self._publisher = Publisher(
+            self.platform, self._journal, rank, self._weights_dir, MODEL, checkpoint.keep_versions, self._source
+        )
         await self._publish(parent=None, changed=True)
         self._feed = BatchFeed(self.bus, ledger_rules(self.settings.run), self._snapshot)
         self.spawn(self._feed.run(), "outcomes")
@@ -139,6 +144,15 @@ class Trainer(Actor):
             await rank.ask(RestoreCheckpoint(path=str(found[0])), CheckpointRestored, STEP_TIMEOUT_S)
         await self.platform.fault("trainer.loaded")
         return rank
+
+    async def _serve_weights(self) -> None:
+        """Start what engines pull from, where they do not read the published folder themselves."""
+        if self.settings.engine.transfer == "shared":
+            return
+        run_dir, name = self.context.run_dir, self.context.actor_id
+        self._source = WeightSource(self.platform, self._weights_dir, run_dir, name, self.settings.transfer)
+        await self._source.start()
+        self.spawn(self._source.watch(), "source of weights")
 
     # --- training ---
 
@@ -262,4 +276,6 @@ class Trainer(Actor):
                 await self._checkpointer.commit(self._step, self._snapshot)
         finally:
             await self._rank.stop()
+            if self._source is not None:
+                await self._source.stop()
         await asyncio.to_thread(self._publisher.remove_all)

@@ -27,6 +27,18 @@ class EngineError(AsearchError):
     """An inference server did not start, did not answer, or answered with something that must not be used."""
 
 
+class TransferError(AsearchError):
+    """Weights did not arrive. What an engine serves is as it was."""
+
+
+class WeightsGoneError(TransferError):
+    """The source does not have the version any more: a newer one has been announced."""
+
+
+class ChecksumError(TransferError):
+    """Weights are not those that were announced."""
+
+
 class ToolError(AsearchError):
     """A tool call failed for a reason outside the policy."""
 

@@ -217,6 +217,19 @@ class ShardFile(Record, frozen=True, kw_only=True):
     size_bytes: Count
     checksums: dict[str, str]
     """xxh3-128 hex by tensor name."""
+    header_bytes: Count = 0
+    """Size of what stands before the tensors: the header of safetensors and the eight bytes of its length; 0: not told."""
+    header_checksum: str = ""
+    """xxh3-128 hex of these bytes; empty: not told."""
+
+
+class CompanionFile(Record, frozen=True, kw_only=True):
+    """A file beside the weights that a server may need: configuration, tokenizer, index."""
+
+    name: str
+    size_bytes: Count
+    checksum: str
+    """xxh3-128 hex of the file."""
 
 
 class WeightManifest(Record, frozen=True, kw_only=True):
@@ -226,6 +239,10 @@ class WeightManifest(Record, frozen=True, kw_only=True):
     """Absolute folder."""
     shards: list[ShardFile]
     """Every weight file."""
+    companions: list[CompanionFile] = []
+    """The other files of the folder, as far as they are told."""
+    source: str = ""
+    """Base URL from which other hosts pull the folder's files; empty where the trainer serves none."""
 
 
 class Interval(Record, frozen=True, kw_only=True):

@@ -81,7 +81,7 @@ def _driver(context: Context, content: RunFile) -> Actor:
 def _engine(context: Context, content: RunFile) -> Actor:
     from actors.engine import Engine
 
-    return Engine(context, content.model_dir)
+    return Engine(context, content.model_dir, weights_dir=Path(content.weights_dir))
 
 
 def _tool(context: Context, content: RunFile) -> Actor:

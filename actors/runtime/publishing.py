@@ -11,7 +11,9 @@ import structlog
 from actors.runtime.platform import Platform
 from actors.runtime.policy_journal import PolicyJournal
 from actors.runtime.ranks import Rank
+from actors.runtime.transfer.source import WeightSource
 from asearch.errors import StorageError
+from asearch.weights.checking import describe
 from schemas.events import PolicyPublished
 from schemas.local import ExportWeights, WeightsExported
 from schemas.records import Version, WeightManifest
@@ -26,14 +28,24 @@ _NAME = re.compile(r"v(\d+\.\d+)(\.partial)?\Z")
 class Publisher:
     """Announces the weights of one rank under one claim."""
 
-    def __init__(self, platform: Platform, journal: PolicyJournal, rank: Rank, folder: Path, model: str, keep: int) -> None:
-        """The newest `keep` announced folders stay."""
+    def __init__(
+        self,
+        platform: Platform,
+        journal: PolicyJournal,
+        rank: Rank,
+        folder: Path,
+        model: str,
+        keep: int,
+        source: WeightSource | None = None,
+    ) -> None:
+        """The newest `keep` announced folders stay; `source` serves them to other hosts."""
         self._platform = platform
         self._journal = journal
         self._rank = rank
         self._folder = folder
         self._model = model
         self._keep = keep
+        self._source = source
         self._log = structlog.get_logger().bind(folder=str(folder))
         self._manifest: WeightManifest | None = None
 
@@ -64,8 +76,9 @@ class Publisher:
         while True:
             await self._platform.fault("trainer.export_asked")
             try:
-                return (await self._rank.ask(command, WeightsExported, TIMEOUT_S)).manifest
-            except StorageError as error:
+                manifest = (await self._rank.ask(command, WeightsExported, TIMEOUT_S)).manifest
+                return await self._offer(manifest)
+            except (StorageError, OSError) as error:
                 n_failed += 1
                 if n_failed == MAX_TRIES:
                     raise StorageError(
@@ -75,6 +88,10 @@ class Publisher:
                 wait_s = RETRY_S * 2 ** (n_failed - 1)
                 self._log.error("weights could not be written", error=str(error), next_in_s=wait_s)
                 await self._platform.sleep(wait_s)
+
+    async def _offer(self, manifest: WeightManifest) -> WeightManifest:
+        described = await asyncio.to_thread(describe, manifest)
+        return described if self._source is None else await self._source.offer(described, self._keep)
 
     def _prune(self) -> None:
         """Delete what dead lives, refused trainers and older versions have left."""

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from asearch.configuration.transfer import check_way
 from asearch.errors import ConfigError
 
 KINDS = ("embedded", "sglang")
@@ -51,6 +52,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Of the embedded server: added to every step, so that a benchmark has the capacity of a slower machine."""
     start_timeout_s: float | None = None
     """Until a server is ready; unset means 120 for the embedded one, 900 for SGLang."""
+    transfer: str = "shared"
+    """How published weights come to an engine: `shared`, a folder that it sees, or `http`, pulled from the trainer's host."""
     health_interval_s: float = 10.0
     health_timeout_s: float = 30.0
     """A server that twice in a row does not say within so long that it is well is taken for hung, and started again."""
@@ -75,6 +78,7 @@ def check_engine(engine: EngineSettings) -> None:
         raise ConfigError(
             f"engine.kind is {engine.kind!r}; it is 'embedded' (the default: small models on CPU) or 'sglang' (real servers)"
         )
+    check_way(engine.transfer)
     if engine.device not in DEVICES:
         raise ConfigError(f"engine.device is {engine.device!r}; it is one of {', '.join(DEVICES)}")
     if engine.kind == "embedded" and (engine.urls or engine.args or engine.python):

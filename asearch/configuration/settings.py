@@ -4,6 +4,7 @@ import msgspec
 
 from asearch.agents.settings import AgentSettings
 from asearch.configuration.engine import EngineSettings
+from asearch.configuration.transfer import TransferSettings
 from asearch.rewards.answer import AUG_WEIGHT
 from asearch.rewards.grader import RewardConfig
 from asearch.tools.latency import LatencySpec
@@ -172,6 +173,7 @@ class Settings(Table, frozen=True, kw_only=True):
     rewards: RewardSettings = RewardSettings()
     trainer: TrainerSettings = TrainerSettings()
     engine: EngineSettings = EngineSettings()
+    transfer: TransferSettings = TransferSettings()
     actors: ActorSettings = ActorSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -135,8 +135,8 @@ EPISODES = (
     Mutation(
         "weights-replaced-under-way",
         "weights are loaded while requests run",
-        "actors/engine.py",
-        '            await client.pause("retract")\n',
+        "actors/runtime/transfer/following.py",
+        '            await server.pause("retract")\n',
         "",
         (sim(SIM + "::test_a_run_completes_and_its_accounts_agree"),),
     ),

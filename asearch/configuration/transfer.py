@@ -1,0 +1,30 @@
+"""Settings of how published weights come to the engines."""
+
+import msgspec
+
+from asearch.errors import ConfigError
+
+WAYS = ("shared", "http")
+
+
+class TransferSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How weights travel where `engine.transfer` is not `shared`."""
+
+    bind: str = "127.0.0.1"
+    """Address at which the trainer's host serves its weights. Whoever reaches it needs the token in the run's folder."""
+    address: str | None = None
+    """The same, as engines reach it; unset means `bind`."""
+    connections: int = 4
+    """Of one engine at once."""
+    timeout_s: float = 30.0
+    """Silence after which a connection is taken for broken."""
+
+
+def check_way(way: str) -> str:
+    """The way, if there is one of that name. Raises ConfigError."""
+    if way not in WAYS:
+        raise ConfigError(
+            f"engine.transfer is {way!r}; it is 'shared' (the default: a folder that trainer and engines see) "
+            "or 'http' (pulled from the trainer's host)"
+        )
+    return way
