@@ -8,17 +8,35 @@ from typing import Any, cast
 import msgspec
 
 from asearch.errors import InputError
+from asearch.models.rotary import Llama3Scaling, Rope, read_scaling
 
 _FILE = "config.json"
-_ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
-SUPPORTED = "supported are Qwen2ForCausalLM and Qwen3ForCausalLM with full attention, default RoPE and SiLU"
+_ARCHITECTURES = {
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "LlamaForCausalLM": "llama",
+}
+_QK_NORM = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+SUPPORTED = f"supported are {', '.join(_ARCHITECTURES)} with full attention, default or llama3 RoPE and SiLU"
+
+
+class Experts(msgspec.Struct, frozen=True, kw_only=True):
+    """The feed-forward part of a mixture-of-experts layer."""
+
+    n_experts: int
+    n_active: int
+    """Experts that each token is sent to."""
+    intermediate_size: int
+    normalised: bool
+    """Whether the weights of a token's experts are divided by their sum."""
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A dense Qwen2 or Qwen3 decoder; sizes are counts of elements."""
+    """A Qwen2, Qwen3 or Llama decoder; sizes are counts of elements."""
 
     architecture: str
-    """`Qwen2ForCausalLM` or `Qwen3ForCausalLM`."""
+    """A name of `SUPPORTED`."""
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -28,12 +46,15 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     max_positions: int
     rope_theta: float
+    rope_scaling: Llama3Scaling | None = None
     rms_norm_eps: float
     tied: bool
     """Whether the output layer is the embedding matrix."""
     qkv_bias: bool
     o_bias: bool = False
     qk_norm: bool
+    experts: Experts | None = None
+    """None in dense models; else every layer has experts."""
     eos_ids: tuple[int, ...] = ()
     """Ends of generation named by `config.json` and `generation_config.json`."""
 
@@ -66,16 +87,23 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             head_dim=_size(raw, "head_dim", where, hidden_size // n_heads),
             max_positions=_size(raw, "max_position_embeddings", where, 32768),
             rope_theta=_rope_theta(raw, where),
+            rope_scaling=_rope_scaling(raw, where),
             rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             tied=bool(raw.get("tie_word_embeddings", False)),
             qkv_bias=is_qwen2 or bias,
             o_bias=not is_qwen2 and bias,
-            qk_norm=not is_qwen2,
+            qk_norm=architecture in _QK_NORM,
+            experts=_experts(raw, where) if architecture == "Qwen3MoeForCausalLM" else None,
             eos_ids=eos_ids,
         )
         if config.n_heads % config.n_kv_heads or config.head_dim % 2:
             raise InputError(f"{where}: num_attention_heads must be a multiple of num_key_value_heads, head_dim even")
         return config
+
+    @property
+    def rope(self) -> Rope:
+        """What rotates queries and keys."""
+        return Rope(self.rope_theta, self.rope_scaling)
 
     def to_hf(self) -> dict[str, Any]:
         """The object to write as `config.json`, readable by `transformers` and by SGLang."""
@@ -97,15 +125,26 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             "use_sliding_window": False,
             "torch_dtype": "float32",
         }
-        if self.architecture == "Qwen3ForCausalLM":
+        if self.architecture != "Qwen2ForCausalLM":
             raw["attention_bias"] = self.qkv_bias
+        if self.rope_scaling is not None:
+            raw["rope_scaling"] = self.rope_scaling.to_hf()
+        if self.experts is not None:
+            raw |= {
+                "num_experts": self.experts.n_experts,
+                "num_experts_per_tok": self.experts.n_active,
+                "moe_intermediate_size": self.experts.intermediate_size,
+                "norm_topk_prob": self.experts.normalised,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+            }
         if self.eos_ids:
             raw["eos_token_id"] = self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids)
         return raw
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the folder, in `transformers`' naming."""
-        h, f, d = self.hidden_size, self.intermediate_size, self.head_dim
+        h, d = self.hidden_size, self.head_dim
         q, kv = self.n_heads * d, self.n_kv_heads * d
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, h)}
         for i in range(self.n_layers):
@@ -113,8 +152,14 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             shapes[f"model.layers.{i}.input_layernorm.weight"] = (h,)
             shapes[f"model.layers.{i}.post_attention_layernorm.weight"] = (h,)
             shapes |= {at + "q_proj.weight": (q, h), at + "k_proj.weight": (kv, h), at + "v_proj.weight": (kv, h)}
-            shapes |= {at + "o_proj.weight": (h, q), mlp + "down_proj.weight": (h, f)}
-            shapes |= {mlp + "gate_proj.weight": (f, h), mlp + "up_proj.weight": (f, h)}
+            shapes[at + "o_proj.weight"] = (h, q)
+            experts = self.experts
+            if experts is not None:
+                shapes[mlp + "gate.weight"] = (experts.n_experts, h)
+            f = self.intermediate_size if experts is None else experts.intermediate_size
+            for part in [mlp] if experts is None else [f"{mlp}experts.{j}." for j in range(experts.n_experts)]:
+                shapes |= {part + "down_proj.weight": (h, f)}
+                shapes |= {part + "gate_proj.weight": (f, h), part + "up_proj.weight": (f, h)}
             if self.qkv_bias:
                 shapes |= {at + "q_proj.bias": (q,), at + "k_proj.bias": (kv,), at + "v_proj.bias": (kv,)}
             if self.o_bias:
@@ -148,11 +193,12 @@ def _refuse_unsupported(raw: dict[str, Any], where: str) -> str:
         reason = f"hidden_act {raw.get('hidden_act')!r}"
     for key in ("rope_scaling", "rope_parameters"):
         rope = cast(dict[str, Any], raw.get(key) or {})
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            reason = f"RoPE of type {kind!r}"
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             reason = "partial rotary embeddings"
+    if raw.get("mlp_bias"):
+        reason = "a bias in the feed-forward layers"
+    if architecture == "Qwen3MoeForCausalLM" and (raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1):
+        reason = "a mixture of layers with and without experts"
     if raw.get("quantization_config"):
         reason = "quantised weights"
     if reason is not None:
@@ -165,6 +211,23 @@ def _rope_theta(raw: dict[str, Any], where: str) -> float:
     if not isinstance(theta, int | float) or theta <= 0:
         raise InputError(f"{where}: rope_theta must be a positive number, not {theta!r}")
     return float(theta)
+
+
+def _rope_scaling(raw: dict[str, Any], where: str) -> Llama3Scaling | None:
+    found = [read_scaling(cast(dict[str, Any], raw.get(key) or {}), where) for key in ("rope_scaling", "rope_parameters")]
+    return found[0] or found[1]
+
+
+def _experts(raw: dict[str, Any], where: str) -> Experts:
+    experts = Experts(
+        n_experts=_size(raw, "num_experts", where, 128),
+        n_active=_size(raw, "num_experts_per_tok", where, 8),
+        intermediate_size=_size(raw, "moe_intermediate_size", where, 768),
+        normalised=bool(raw.get("norm_topk_prob", False)),
+    )
+    if experts.n_active > experts.n_experts:
+        raise InputError(f"{where}: num_experts_per_tok must be at most num_experts")
+    return experts
 
 
 def _size(raw: dict[str, Any], key: str, where: str, default: int | None = None) -> int:

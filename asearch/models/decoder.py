@@ -1,6 +1,7 @@
-"""A Qwen2 and Qwen3 decoder for inference in fp32 on CPU, with little Python per step.
+"""A Qwen2, Qwen3 and Llama decoder for inference in fp32 on CPU, with little Python per step.
 
-The architecture is that of the Qwen2 (arXiv 2407.10671) and Qwen3 (arXiv 2505.09388) reports: pre-norm decoder with
+The architecture is that of the Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388) and Llama (arXiv 2407.21783) reports:
+pre-norm decoder with
 RMSNorm (arXiv 1910.07467), rotary positions (arXiv 2104.09864), grouped-query attention (arXiv 2305.13245) and SwiGLU
 (arXiv 2002.05202). Shapes: N tokens of a step, H hidden, Q query heads, K key heads, D head width, V vocabulary.
 """
@@ -14,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from asearch.models.attention import OneTokenPlan, Plan, Span, SpansPlan
-from asearch.models.config import ModelConfig
-from asearch.models.fused import FusedLayer, FusedWeights, fuse
+from asearch.models.config import Experts, ModelConfig
+from asearch.models.fused import FusedExpert, FusedLayer, FusedWeights, fuse
 from asearch.models.kv_cache import KvCache
 
 
@@ -77,10 +78,22 @@ class Decoder:
             x_NH = torch.addmm(x_NH, plan.attend(i, q_NQD), layer.out_QH)
             if layer.out_bias_H is not None:
                 x_NH += layer.out_bias_H
-            gate_up = _normed(x_NH, eps) @ layer.gate_up_HF
-            gate, up = gate_up.chunk(2, -1)
-            x_NH = torch.addmm(x_NH, silu(gate).mul_(up), layer.down_FH)
+            x_NH = self._fed_forward(layer, x_NH)
         return _normed(x_NH, eps) @ self.weights.head_HV
+
+    def _fed_forward(self, layer: FusedLayer, x_NH: Tensor) -> Tensor:
+        """The tokens with what the feed-forward part of the layer adds to them."""
+        normed_NH, experts = _normed(x_NH, self._eps_11), self.config.experts
+        if layer.router_HE is None or experts is None:
+            (expert,) = layer.experts
+            return torch.addmm(x_NH, _gated(expert, normed_NH), expert.down_FH)
+        weights_NE = _routed(normed_NH @ layer.router_HE, experts)
+        for expert, weights_N in zip(layer.experts, weights_NE.unbind(1), strict=True):
+            (tokens,) = weights_N.nonzero(as_tuple=True)
+            if len(tokens):
+                out = _gated(expert, normed_NH.index_select(0, tokens)) @ expert.down_FH
+                x_NH.index_add_(0, tokens, out.mul_(weights_N[tokens].unsqueeze(1)))
+        return x_NH
 
     def _project(self, layer: FusedLayer, x_NH: Tensor, rotation_N1C: Tensor, cache: KvCache, entries_N: Tensor) -> Tensor:
         """Writes keys and values of the step into the cache; returns the rotated queries [N, Q, D]."""
@@ -94,6 +107,18 @@ class Decoder:
         torch.view_as_complex(qk.unflatten(2, (head_dim // 2, 2))).mul_(rotation_N1C)
         cache.flat_XW.index_copy_(0, entries_N, qkv_NW[:, self._q_width :])
         return qk[:, : self.config.n_heads]
+
+
+def _routed(logits_NE: Tensor, experts: Experts) -> Tensor:
+    """How much each expert has a part in each token; 0 for those that it is not sent to."""
+    largest = logits_NE.softmax(-1).topk(experts.n_active)
+    values = largest.values / largest.values.sum(-1, keepdim=True) if experts.normalised else largest.values
+    return torch.zeros_like(logits_NE).scatter_(1, largest.indices, values)
+
+
+def _gated(expert: FusedExpert, normed_NH: Tensor) -> Tensor:
+    gate, up = (normed_NH @ expert.gate_up_HF).chunk(2, -1)
+    return silu(gate).mul_(up)
 
 
 def _normed(x_NH: Tensor, eps_11: Tensor) -> Tensor:

@@ -10,6 +10,16 @@ from torch import Tensor
 
 from asearch.errors import InputError
 from asearch.models.config import ModelConfig
+from asearch.models.rotary import frequencies
+
+
+@dataclass(frozen=True, slots=True)
+class FusedExpert:
+    """A gated feed-forward block."""
+
+    gate_up_HF: Tensor
+    """[H, 2F]; the norm's weight before it is folded in."""
+    down_FH: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +33,10 @@ class FusedLayer:
     """[query heads + key heads, D], or None where the architecture has no such norm."""
     out_QH: Tensor
     out_bias_H: Tensor | None
-    gate_up_HF: Tensor
-    """[H, 2F]; the second norm's weight is folded in."""
-    down_FH: Tensor
+    experts: tuple[FusedExpert, ...]
+    """One in a dense model."""
+    router_HE: Tensor | None
+    """[H, experts], with the second norm's weight folded in; None in a dense model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +83,29 @@ def _layer(full: Mapping[str, Tensor], config: ModelConfig, i: int) -> FusedLaye
     rows = [paired(full[at + "q_proj.weight"]), paired(full[at + "k_proj.weight"]), full[at + "v_proj.weight"]]
     bias = qk_norm = None
     if config.qkv_bias:
-        parts = [paired(full[at + "q_proj.bias"]), paired(full[at + "k_proj.bias"]), full[at + "v_proj.bias"]]
-        bias = torch.cat(parts)
+        bias = torch.cat([paired(full[at + "q_proj.bias"]), paired(full[at + "k_proj.bias"]), full[at + "v_proj.bias"]])
     if config.qk_norm:
         q_norm, k_norm = full[at + "q_norm.weight"][pairs], full[at + "k_norm.weight"][pairs]
         qk_norm = torch.cat([q_norm.expand(config.n_heads, d), k_norm.expand(config.n_kv_heads, d)]).contiguous()
-    gate_up = torch.cat([full[mlp + "gate_proj.weight"], full[mlp + "up_proj.weight"]])
+    norm = full[layer + "post_attention_layernorm.weight"]
+    n_experts = 0 if config.experts is None else config.experts.n_experts
+    parts = [f"{mlp}experts.{j}." for j in range(n_experts)] or [mlp]
     return FusedLayer(
         qkv_HW=(torch.cat(rows) * full[layer + "input_layernorm.weight"]).t().contiguous(),
         qkv_bias_W=bias,
         qk_norm_ND=qk_norm,
         out_QH=full[at + "o_proj.weight"].t().contiguous(),
         out_bias_H=full[at + "o_proj.bias"] if config.o_bias else None,
-        gate_up_HF=(gate_up * full[layer + "post_attention_layernorm.weight"]).t().contiguous(),
-        down_FH=full[mlp + "down_proj.weight"].t().contiguous(),
+        experts=tuple(_expert(full, part, norm) for part in parts),
+        router_HE=(full[mlp + "gate.weight"] * norm).t().contiguous() if n_experts else None,
     )
 
 
+def _expert(full: Mapping[str, Tensor], part: str, norm: Tensor) -> FusedExpert:
+    gate_up = torch.cat([full[part + "gate_proj.weight"], full[part + "up_proj.weight"]])
+    return FusedExpert((gate_up * norm).t().contiguous(), full[part + "down_proj.weight"].t().contiguous())
+
+
 def _rotation(config: ModelConfig, n_positions: int) -> Tensor:
-    # fp32 throughout, as the reference implementation does it: fp64 would differ from it at far positions.
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), 1.0 / config.rope_theta**exponents)
+    angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), frequencies(config.rope, config.head_dim))
     return torch.complex(angles.cos(), angles.sin())

@@ -14,6 +14,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from asearch.models.rotary import Rope
 from asearch.training.context import ContextLayout, context_attention
 from asearch.training.dense import dense_batches
 from asearch.training.kernels import rotate
@@ -64,10 +65,10 @@ def packed_layout(lengths: Sequence[int]) -> PackedLayout:
 class PackedAttention(MegatronModule):
     """Core attention of the CPU layer spec."""
 
-    def __init__(self, config: Any, softmax_scale: float | None = None, *, rope_theta: float, **_unused: Any) -> None:
+    def __init__(self, config: Any, softmax_scale: float | None = None, *, rope: Rope, **_unused: Any) -> None:
         super().__init__(config=config)
         self.softmax_scale = softmax_scale
-        self.rope_theta = rope_theta
+        self.rope = rope
 
     def forward(
         self,
@@ -85,7 +86,7 @@ class PackedAttention(MegatronModule):
         """
         layout = packed_seq_params
         if isinstance(layout, ContextLayout):
-            return context_attention(query_THD, key_TGD, value_TGD, layout, self.softmax_scale, self.rope_theta)
+            return context_attention(query_THD, key_TGD, value_TGD, layout, self.softmax_scale, self.rope)
         sizes = [n * length for n, length in layout.shapes]
         parts = [_pad(x.flatten(1), layout).split(sizes) for x in (query_THD, key_TGD, value_TGD)]
         grouped = query_THD.shape[1] != key_TGD.shape[1]
@@ -101,7 +102,7 @@ class PackedAttention(MegatronModule):
 
     def _rotated(self, x_PW: Tensor, length: int) -> Tensor:
         head_dim = cast("int", self.config.kv_channels)
-        cos, sin = tables(length, x_PW.shape[1] // head_dim, head_dim, self.rope_theta, x_PW.dtype)
+        cos, sin = tables(length, x_PW.shape[1] // head_dim, head_dim, self.rope, x_PW.dtype)
         return rotate(x_PW, cos, sin, head_dim)
 
 

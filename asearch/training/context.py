@@ -15,6 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, distributed
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from asearch.models.rotary import Rope
 from asearch.training.dense import dense_batches
 from asearch.training.kernels import rotate
 from asearch.training.parallel import context_group
@@ -124,7 +125,7 @@ def _sequence_bounds(lengths: Sequence[int], batches: Sequence[tuple[int, int, i
 
 
 def context_attention(
-    query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, layout: ContextLayout, scale: float | None, theta: float
+    query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, layout: ContextLayout, scale: float | None, rope: Rope
 ) -> Tensor:
     """Rotate this rank's queries and keys, and attend to the keys of all ranks. Returns (T, H·D)."""
     head_dim = query_THD.shape[2]
@@ -132,7 +133,7 @@ def context_attention(
     queries, keys = (
         torch.cat(
             [
-                _rotated(part, shape, layout, head_dim, theta)
+                _rotated(part, shape, layout, head_dim, rope)
                 for part, shape in zip(x.flatten(1).contiguous().split(sizes), layout.shapes, strict=True)
             ]
         )
@@ -166,8 +167,8 @@ def _attend(q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, chunk: int, scale: f
     )
 
 
-def _rotated(x_PW: Tensor, shape: tuple[int, int], layout: ContextLayout, head_dim: int, theta: float) -> Tensor:
-    cos, sin = tables(shape[1], x_PW.shape[1] // head_dim, head_dim, theta, x_PW.dtype)
+def _rotated(x_PW: Tensor, shape: tuple[int, int], layout: ContextLayout, head_dim: int, rope: Rope) -> Tensor:
+    cos, sin = tables(shape[1], x_PW.shape[1] // head_dim, head_dim, rope, x_PW.dtype)
     own = own_positions(shape[1], layout.rank, layout.size)
     return rotate(x_PW, cos[own], sin[own], head_dim)
 

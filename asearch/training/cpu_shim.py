@@ -4,6 +4,7 @@ Import order matters: `install_device_shim` before the first import of megatron.
 calls it must be a trainer's rank. Both functions do nothing where they are not needed.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, cast
@@ -29,6 +30,10 @@ def install_device_shim() -> None:
     patch(torch.cuda, "current_device", _returning(cpu))
     patch(torch.cuda, "get_rng_state", _get_rng_state)
     patch(torch.cuda, "manual_seed", _manual_seed)
+    # Streams that the dispatcher of experts copies on: there is one, and it is the processor.
+    patch(torch.cuda, "Stream", _Stream)
+    patch(torch.cuda, "current_stream", _Stream)
+    patch(torch.cuda, "stream", _returning(contextlib.nullcontext()))
     for name in _FACTORIES:
         patch(torch, name, _on_cpu(getattr(torch, name), cpu))
     patch(torch.Tensor, "cuda", _itself)
@@ -80,6 +85,24 @@ def correct_optimizer_state() -> None:
     kind.state_dict = state_dict
     kind._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states
     kind._asearch_corrected = True
+
+
+class _Stream:
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Stream)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def wait_stream(self, _other: object) -> None:
+        """What was asked for before is done."""
+
+    def record_event(self) -> "_Stream":
+        """What can be waited for."""
+        return self
+
+    def synchronize(self) -> None:
+        """As `wait_stream`."""
 
 
 def _not_compiled(function: Callable[..., Any] | None = None, **_options: Any) -> Callable[..., Any]:

@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from asearch.models.rotary import Rope, frequencies
+
 BLOCK_ELEMENTS = 1 << 17
 
 
@@ -35,13 +37,12 @@ def rotate(x_TW: Tensor, cos_TW: Tensor, sin_TW: Tensor, head_dim: int) -> Tenso
     return cast("Tensor", _Rotate.apply(x_TW, cos_TW, sin_TW, head_dim))
 
 
-def rotary_tables(length: int, n_heads: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_tables(length: int, n_heads: int, head_dim: int, rope: Rope) -> tuple[Tensor, Tensor]:
     """Tables for `rotate` at positions 0 .. length - 1, each (length, n_heads · head_dim) float32.
 
     The sines of a head's first half are negative, so that `rotate` need not negate what it swaps.
     """
-    frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(rope, head_dim))
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), 1).repeat(1, n_heads), torch.cat((-sin, sin), 1).repeat(1, n_heads)
 

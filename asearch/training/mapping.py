@@ -26,9 +26,9 @@ _LAYER = {
     "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
     "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
     "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
-    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
     "input_layernorm.weight": "input_layernorm.weight",
     "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
+    "mlp.router.weight": "mlp.gate.weight",
 }
 _FUSED_NORMS = {
     # Transformer Engine fuses a norm into the linear layer that follows it.
@@ -37,7 +37,8 @@ _FUSED_NORMS = {
 }
 _LAYERS = "decoder.layers."
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_GATED = ("mlp.gate_proj", "mlp.up_proj")
+_GATED = ("gate_proj", "up_proj")
+_EXPERTS = "mlp.experts.local_experts."
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,13 @@ def hf_names(name: str) -> list[str] | None:
     for kind in ("weight", "bias"):
         if rest == f"self_attention.linear_qkv.{kind}":
             return [f"{prefix}{part}.{kind}" for part in _QKV]
-    if rest == "mlp.linear_fc1.weight":
-        return [f"{prefix}{part}.weight" for part in _GATED]
+    expert, _, inner = rest.removeprefix(_EXPERTS).partition(".")
+    is_expert = rest.startswith(_EXPERTS) and expert.isdigit()
+    mlp, inner = (f"mlp.experts.{expert}.", inner) if is_expert else ("mlp.", rest.removeprefix("mlp."))
+    if inner == "linear_fc1.weight":
+        return [f"{prefix}{mlp}{part}.weight" for part in _GATED]
+    if inner == "linear_fc2.weight":
+        return [f"{prefix}{mlp}down_proj.weight"]
     return [prefix + _LAYER[rest]] if rest in _LAYER else None
 
 

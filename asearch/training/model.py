@@ -1,4 +1,4 @@
-"""megatron-core's GPTModel in the shape of a Hugging Face Qwen2 or Qwen3 folder."""
+"""megatron-core's GPTModel in the shape of a Hugging Face folder of Qwen2, Qwen3 or Llama architecture."""
 
 import copy
 from functools import partial
@@ -18,6 +18,7 @@ from torch.nn.functional import silu
 from asearch.errors import ConfigError, InputError
 from asearch.models.config import ModelConfig
 from asearch.training.attention import PackedAttention, PackedLayout
+from asearch.training.experts import expert_options, expert_spec
 from asearch.training.layers import GatedMLP, RankNorm
 from asearch.training.mapping import Placement, global_name, is_divided
 from asearch.training.settings import TrainerSettings
@@ -112,6 +113,7 @@ def transformer_config(model: ModelConfig, settings: TrainerSettings) -> Transfo
         context_parallel_size=settings.context_parallel,
         sequence_parallel=settings.tensor_parallel > 1,
         **_recompute(settings),
+        **expert_options(model, settings),
     )
 
 
@@ -136,6 +138,7 @@ def build_model(model: ModelConfig, settings: TrainerSettings) -> PolicyModel:
         # PackedAttention rotates queries and keys itself, where their positions are aligned.
         position_embedding_type="rope" if torch.cuda.is_available() else "none",
         rotary_base=cast("int", model.rope_theta),
+        **_rope_scaling(model),
     )
     if built.post_process and config.sequence_parallel:
         # Its input is gathered before rows are selected.
@@ -160,16 +163,30 @@ def _mark_shards(built: PolicyModel, model: ModelConfig) -> None:
             set_tensor_model_parallel_attributes(parameter, True, int(by_column), 1)
 
 
+def _rope_scaling(model: ModelConfig) -> dict[str, Any]:
+    """Megatron's options for the rotation that Transformer Engine's attention takes; it knows one shape of scaling alone."""
+    scaling = model.rope_scaling
+    if scaling is None or not torch.cuda.is_available():
+        return {}
+    if (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings) != (1.0, 4.0, 8192):
+        raise InputError("on CUDA the trainer supports llama3 RoPE only with the factors 1 and 4 and 8192 original positions")
+    return {"rope_scaling": True, "rope_scaling_factor": scaling.factor}
+
+
 def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
     if torch.cuda.is_available():
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
+        n_experts = model.experts.n_experts if model.experts else None
+        return get_gpt_layer_with_transformer_engine_spec(num_experts=n_experts, qk_layernorm=model.qk_norm)
     layer = copy.deepcopy(get_gpt_layer_local_spec(qk_layernorm=model.qk_norm, normalization="RMSNorm"))
     parts = cast("Any", layer.submodules)
     parts.input_layernorm = parts.pre_mlp_layernorm = RankNorm
-    parts.mlp.module = GatedMLP
-    parts.mlp.params = {"ffn_hidden_size": model.intermediate_size}
+    if model.experts is not None:
+        parts.mlp = expert_spec(model)
+    else:
+        parts.mlp.module = GatedMLP
+        parts.mlp.params = {"ffn_hidden_size": model.intermediate_size}
     attention = parts.self_attention.submodules
-    attention.core_attention = partial(PackedAttention, rope_theta=model.rope_theta)
+    attention.core_attention = partial(PackedAttention, rope=model.rope)
     if model.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RankNorm
     n_layers = get_num_layers_to_build(config)

@@ -4,17 +4,18 @@ from functools import lru_cache
 
 from torch import Tensor, dtype
 
+from asearch.models.rotary import Rope
 from asearch.training.kernels import rotary_tables
 
 
-def tables(length: int, n_heads: int, head_dim: int, theta: float, kind: dtype) -> tuple[Tensor, Tensor]:
+def tables(length: int, n_heads: int, head_dim: int, rope: Rope, kind: dtype) -> tuple[Tensor, Tensor]:
     """`rotary_tables` for positions 0 .. length - 1 as numbers of `kind`."""
     # Lengths differ from batch to batch; the tables of a shorter one are the beginning of those of a longer one.
-    cos, sin = _tables(1 << (length - 1).bit_length(), n_heads, head_dim, theta, kind)
+    cos, sin = _tables(1 << (length - 1).bit_length(), n_heads, head_dim, rope, kind)
     return cos[:length], sin[:length]
 
 
 @lru_cache(maxsize=8)
-def _tables(length: int, n_heads: int, head_dim: int, theta: float, kind: dtype) -> tuple[Tensor, Tensor]:
-    cos, sin = rotary_tables(length, n_heads, head_dim, theta)
+def _tables(length: int, n_heads: int, head_dim: int, rope: Rope, kind: dtype) -> tuple[Tensor, Tensor]:
+    cos, sin = rotary_tables(length, n_heads, head_dim, rope)
     return cos.to(kind), sin.to(kind)

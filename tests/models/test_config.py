@@ -7,10 +7,21 @@ from asearch.errors import InputError
 from asearch.models.config import ModelConfig
 from models.models_for_tests import small_config
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
-@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "LlamaForCausalLM"])
 def test_to_hf_round_trips(architecture: str) -> None:
     config = small_config(architecture)
+    assert ModelConfig.from_hf(config.to_hf()) == config
+    config = small_config(architecture, rope_scaling=LLAMA3, attention_bias=True)
+    assert config.rope_scaling is not None
     assert ModelConfig.from_hf(config.to_hf()) == config
 
 
@@ -25,11 +36,17 @@ def test_rope_theta_in_either_place() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
+        ({"architectures": ["LlamaForCausalLM"], "mlp_bias": True}, "bias in the feed-forward"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "mlp_only_layers": [1]}, "with and without experts"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "decoder_sparse_step": 2}, "with and without experts"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}, "num_experts_per_tok"),
         ({"use_sliding_window": True}, "sliding"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
         ({"rope_parameters": {"rope_type": "linear"}}, "linear"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor > low_freq_factor"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"hidden_size": 0}, "hidden_size"),

@@ -14,12 +14,25 @@ from asearch.models.weights import load_weights
 from models.models_for_tests import VOCAB, random_tensors, small_config, write_model
 
 TOLERANCE = 1e-4
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 SHAPES = {
     "qwen2-untied": small_config("Qwen2ForCausalLM", tied=False),
     "qwen2-tied": small_config("Qwen2ForCausalLM", tied=True),
     "qwen3-untied": small_config("Qwen3ForCausalLM", tied=False, rope_theta=1e6),
     "qwen3-tied": small_config("Qwen3ForCausalLM", tied=True),
     "qwen3-bias": small_config("Qwen3ForCausalLM", tied=True, attention_bias=True),
+    "llama-untied": small_config("LlamaForCausalLM", tied=False, head_dim=16),
+    "llama-tied-bias": small_config("LlamaForCausalLM", tied=True, attention_bias=True),
+    "llama3-rope": small_config("LlamaForCausalLM", rope_scaling=LLAMA3, rope_theta=500.0, head_dim=32),
+    "qwen3-moe": small_config("Qwen3MoeForCausalLM", tied=False, **EXPERTS, norm_topk_prob=True),
+    "qwen3-moe-plain": small_config("Qwen3MoeForCausalLM", tied=True, **EXPERTS, norm_topk_prob=False),
     "qwen3-no-groups": small_config("Qwen3ForCausalLM", num_key_value_heads=4, head_dim=16),
 }
 

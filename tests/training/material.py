@@ -7,14 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from asearch.models.config import ModelConfig
+from asearch.models.config import Experts, ModelConfig
+from asearch.models.rotary import Llama3Scaling
 from asearch.models.weights import save_weights
 from schemas.local import TrainEpisode, TrainGroup
 from schemas.records import Column, Segment, Version, VersionRun
 
+EXPERTS = Experts(n_experts=5, n_active=2, intermediate_size=24, normalised=True)
+LLAMA3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+
 
 def model_config(architecture: str = "Qwen2ForCausalLM", tied: bool = True, **sizes: int) -> ModelConfig:
     is_qwen2 = architecture == "Qwen2ForCausalLM"
+    is_llama = architecture == "LlamaForCausalLM"
     fields: dict[str, Any] = {
         "vocab_size": 67,
         "hidden_size": 32,
@@ -31,7 +36,9 @@ def model_config(architecture: str = "Qwen2ForCausalLM", tied: bool = True, **si
         rms_norm_eps=1e-6,
         tied=tied,
         qkv_bias=is_qwen2,
-        qk_norm=not is_qwen2,
+        qk_norm=not is_qwen2 and not is_llama,
+        experts=EXPERTS if architecture == "Qwen3MoeForCausalLM" else None,
+        rope_scaling=LLAMA3 if is_llama else None,
         **(fields | sizes),
     )
 

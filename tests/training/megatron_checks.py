@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import silu
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from asearch.errors import CheckpointError, TrainingError
+from asearch.errors import CheckpointError, ConfigError, TrainingError
 from asearch.learning.normalisation import TokenWeights
 from asearch.models.config import ModelConfig
+from asearch.models.rotary import Rope
 from asearch.models.weights import checksum, load_weights
 from asearch.training.cpu_shim import correct_optimizer_state, install_device_shim
 
@@ -32,6 +33,7 @@ from asearch.training.export import export_weights  # noqa: E402
 from asearch.training.learner import Learner  # noqa: E402
 from asearch.training.mapping import to_hf  # noqa: E402
 from asearch.training.microbatch import micro_batches  # noqa: E402
+from asearch.training.model import transformer_config  # noqa: E402
 from asearch.training.settings import TrainerSettings  # noqa: E402
 from asearch.training.step import train_step  # noqa: E402
 from schemas.local import TrainEpisode, TrainGroup, TrainStep  # noqa: E402
@@ -39,7 +41,14 @@ from tests.training.material import model_config, random_groups, segment, write_
 
 TOLERANCE = 1e-4
 LENGTHS = [40, 39, 37, 20, 20, 3, 2]
-VARIANTS = [("Qwen2ForCausalLM", True), ("Qwen2ForCausalLM", False), ("Qwen3ForCausalLM", True), ("Qwen3ForCausalLM", False)]
+VARIANTS = [
+    ("Qwen2ForCausalLM", True),
+    ("Qwen2ForCausalLM", False),
+    ("Qwen3ForCausalLM", True),
+    ("Qwen3ForCausalLM", False),
+    ("LlamaForCausalLM", False),
+    ("Qwen3MoeForCausalLM", False),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +59,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def transformers_model(folder: Path) -> Any:
     # `from_pretrained` builds on the meta device first, which does not go together with the shim.
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).float()
-    missing = model.load_state_dict(load_weights(folder), strict=False).missing_keys
+    missing, extra = model.load_state_dict(with_stacked_experts(load_weights(folder)), strict=False)
+    assert extra == []
     assert missing == (["lm_head.weight"] if model.config.tie_word_embeddings else [])
     return model
+
+
+def with_stacked_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As transformers holds experts in memory: one tensor for all of a layer."""
+    held = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for layer in sorted({name.partition(".experts.")[0] for name in tensors.keys() - held.keys()}):
+        n = sum(name.startswith(f"{layer}.experts.") for name in tensors) // 3
+        parts = [[tensors[f"{layer}.experts.{j}.{part}_proj.weight"] for j in range(n)] for part in ("gate", "up", "down")]
+        gates_ups = [torch.cat(pair) for pair in zip(parts[0], parts[1], strict=True)]
+        held |= {f"{layer}.experts.gate_up_proj": torch.stack(gates_ups), f"{layer}.experts.down_proj": torch.stack(parts[2])}
+    return held
 
 
 def learner(folder: Path, **settings: Any) -> Learner:
@@ -121,7 +142,14 @@ def test_parity_with_transformers_and_bitwise_round_trip(architecture: str, tied
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_gradients_match_transformers(folder: Path) -> None:
+def test_experts_are_not_spread_over_tensor_parallel_ranks() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.tensor_parallel must be 1 for a model with experts"):
+        transformer_config(model_config("Qwen3MoeForCausalLM"), TrainerSettings(tensor_parallel=2))
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "LlamaForCausalLM", "Qwen3MoeForCausalLM"])
+def test_gradients_match_transformers(architecture: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, model_config(architecture))
     built = learner(folder, objective="sft")
     chosen = sequences(LENGTHS, built.model_config.vocab_size)
     total = sum(len(s.trained_N) for s in chosen)
@@ -134,7 +162,7 @@ def test_gradients_match_transformers(folder: Path) -> None:
         loss = loss - rows[s.trained_N - 1, s.ids_T[s.trained_N]].sum() / total
     loss.backward()
     expected = {name: p.grad for name, p in reference.named_parameters()}
-    found = gradients(built)
+    found = with_stacked_experts(gradients(built))
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         assert (gradient - expected[name]).abs().max() < 1e-5, name
@@ -298,7 +326,7 @@ def test_kernels_match_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 96, generator=generator, requires_grad=True)
     weight = torch.rand(96, generator=generator, requires_grad=True)
-    cos, sin = kernels.rotary_tables(100, 6, 16, 1e4)
+    cos, sin = kernels.rotary_tables(100, 6, 16, Rope(1e4))
 
     def turned(value: Tensor) -> Tensor:
         a, b = value.view(-1, 6, 2, 8).unbind(2)
