@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import uvloop
 from asearch.errors import AsearchError
 from tests.chaos.chaos import chaos
 from tests.chaos.injection import ChaosError
-from tests.chaos.scale import FULL, SMOKE, Scale
+from tests.chaos.scale import CHOSEN, FULL, SMOKE, Scale
 from tests.chaos.schedule import KINDS, Fault, schedule
 from tests.chaos.victims import NoVictimError
 
@@ -31,14 +32,22 @@ from tests.chaos.victims import NoVictimError
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the schedule and of the run.")
 @click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Only these kinds; may be repeated.")
 @click.option("--small", is_flag=True, help="A run too small to learn: for a quick look. Bars of learning are left out.")
+@click.option("--engines", "n_engines", type=click.IntRange(1, 8), help="How many engines; 2 unless given, 1 in a small run.")
 @click.option("--keep", type=click.Path(path_type=Path), help="New folder in which the run is left.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON line at the end.")
-def main(n_faults: int, seed: int, kinds: tuple[str, ...], small: bool, keep: Path | None, as_json: bool) -> None:
-    """Kill, stop and restart the processes of a training run while it trains; nothing may be lost or counted twice."""
+def main(
+    n_faults: int, seed: int, kinds: tuple[str, ...], small: bool, n_engines: int | None, keep: Path | None, as_json: bool
+) -> None:
+    """Kill, stop and restart the processes of a training run while it trains; nothing may be lost or counted twice.
+
+    With chosen kinds the run need not learn: its evaluations are short. Where only ranks, engines and servers are killed, bars on
+    the tokens generated again and on the trainer's idle time hold too.
+    """
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise click.UsageError(f"{keep} exists and is not empty: give --keep a new folder")
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    scale = SMOKE if small else FULL
+    scale = SMOKE if small else (CHOSEN if kinds else FULL)
+    scale = replace(scale, n_engines=n_engines) if n_engines else scale
     counts = {"driver": 2, "engine": scale.n_engines, "server": scale.n_engines}
     faults = schedule(seed, n_faults, scale.lease_s, counts, kinds or KINDS)
     folder = (keep or Path(tempfile.mkdtemp(prefix="asearch-chaos-"))).resolve()
@@ -55,8 +64,9 @@ def main(n_faults: int, seed: int, kinds: tuple[str, ...], small: bool, keep: Pa
     if not ok:
         for line in result["failed"] if result else ():
             _say(f"FAILED: {line}")
+        engines = f" --engines {n_engines}" if n_engines else ""
         chosen = "".join(f" --kind {kind}" for kind in kinds)
-        _say(f"again: python -m tests.chaos --faults {n_faults} --seed {seed}{chosen}{' --small' if small else ''}")
+        _say(f"again: python -m tests.chaos --faults {n_faults} --seed {seed}{chosen}{' --small' if small else ''}{engines}")
         sys.exit(1)
 
 

@@ -20,7 +20,7 @@ from actors.runtime.run_files import read_run_file
 from actors.runtime.workspace import Workspace
 from asearch.errors import AsearchError
 from schemas.events import EpisodeRequested, Event, RunEnded
-from tests.chaos.counting import read_archive, steps_repeated
+from tests.chaos.counting import idle_s, read_archive, steps_repeated, tokens_sampled
 from tests.chaos.injection import ChaosError, Injector
 from tests.chaos.judging import Recorded, audited, verdict
 from tests.chaos.scale import Scale, settings_of
@@ -49,7 +49,7 @@ async def chaos(folder: Path, scale: Scale, seed: int, faults: list[Fault], say:
             injector = Injector(local, watch, Victims(local), say, len(faults))
             ended = await _live(injector, faults)
             await view.catch_up(bus)
-            _write_result(local, view)
+            write_result(local, view)
             plan, policy = await _events(bus, "plan"), await _events(bus, "policy")
     except* (ChaosError, NoVictimError, AsearchError) as group:
         raise _first(group) from None
@@ -65,6 +65,8 @@ async def chaos(folder: Path, scale: Scale, seed: int, faults: list[Fault], say:
         abandoned=watch.counted("n_abandoned", "driver"),
         restarts={name: n for name, (_, n) in local.supervisor.children.items()},
         left_over=await left_over(folder, local.run_dir),
+        tokens_sampled=tokens_sampled(local.run_dir),
+        idle_s=idle_s(policy),
     )
     (local.run_dir / "faults.jsonl").write_bytes(
         b"".join(msgspec.json.encode(each.to_json()) + b"\n" for each in injector.struck)
@@ -121,7 +123,7 @@ async def _events(bus: Bus, stream: str) -> list[Event]:
         return [stored.event async for stored in reader if stored.event is not None]
 
 
-def _write_result(local: LocalRun, view: View) -> None:
+def write_result(local: LocalRun, view: View) -> None:
     """What `asearch train` leaves too: the audit holds it against its own count."""
     result = view.report.to_json() | {"run": local.run}
     (local.run_dir / "result.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))

@@ -10,16 +10,22 @@ asked for again:
 
 That is what TRACE can know. The engines count the requests that reached them, which includes asks of drivers whose facts were
 refused; a killed engine loses what it counted in its last second. The larger of the two counts is what is reported.
+
+*Tokens* are regenerated where a server has sampled them and no fact holds them. Servers count what they sample in files that
+outlive them, so that this is exact, but for what was under way when the run ended, which counts as regenerated too.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from actors.runtime.launching import TALLIES
+from asearch.engines.embedded.tally import read_tally
 from schemas.events import Event, StepTrained, TrainerClaimed
 
 
@@ -28,6 +34,8 @@ class Turns:
     """Sums over episodes."""
 
     done: int = 0
+    tokens: int = 0
+    """Tokens of the facts that count."""
     asked_again: int = 0
     resumed_midway: int = 0
     """Episodes with facts of their own that another driver's life went on with."""
@@ -89,6 +97,7 @@ def count_episode(facts: list[dict[str, Any]], turns: Turns) -> None:
             key = (life, fact["request"])
             asks[key] = max(asks[key], fact.get("n_asked", 1))
             turns.done += fact.get("finish") is not None
+            turns.tokens += sum(run["end"] - run["start"] for run in fact.get("versions", ()))
     turns.asked_again += sum(n - 1 for n in asks.values())
     turns.resumed_midway += midway
 
@@ -107,6 +116,19 @@ def _waits_for_tokens(before: list[dict[str, Any]], after: list[dict[str, Any]])
         or before[-1]["type"] == "tool_returned"
         or (before[-1]["type"] == "tokens_generated" and before[-1].get("finish") is None)
     )
+
+
+def tokens_sampled(run_dir: Path) -> int:
+    """What all embedded servers of a run have sampled, killed ones included."""
+    folder = run_dir / TALLIES
+    return sum(read_tally(path) for path in folder.iterdir()) if folder.is_dir() else 0
+
+
+def idle_s(policy: Iterable[Event]) -> list[float]:
+    """Seconds from the end of each trained step to the beginning of the next one, whoever died in between."""
+    steps = [event for event in policy if isinstance(event, StepTrained)]
+    ends = [(step.at_ns - step.elapsed_ns, step.at_ns) for step in steps]
+    return [max(0.0, (begin - end) / 1e9) for (_, end), (begin, _) in pairwise(ends)]
 
 
 def steps_repeated(policy: Iterable[Event]) -> int:

@@ -5,7 +5,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ AUDIT_TIMEOUT_S = 120.0
 LOST = ("missing_outcome",)
 DOUBLE = ("double_outcome", "two_verdicts", "group_twice")
 MOST_REGENERATED = 0.05
+MOST_TOKENS_REGENERATED = 0.02
+"""Where only ranks, engines and servers are killed."""
+MOST_IDLE_S = 60.0
+"""Of the trainer, from one step to the next, there: a process comes up within seconds, whether it holds a GPU's memory or none;
+Megatron takes ten seconds of CPU to import, and this machine may be busy."""
+GENERATING = frozenset({"kill_rank", "kill_trainer", "kill_engine", "kill_server"})
 LEAST_STEPS = 10
 LEAST_OF_A_KIND = 5
 
@@ -36,6 +42,9 @@ class Recorded:
     abandoned: int
     restarts: dict[str, int]
     left_over: list[str]
+    tokens_sampled: int = 0
+    idle_s: list[float] = field(default_factory=list[float])
+    """Between the trainer's steps."""
 
 
 async def audited(root: Path, run: str) -> dict[str, Any]:
@@ -106,7 +115,11 @@ def verdict(struck: list[Struck], recorded: Recorded, audit: dict[str, Any], *, 
         "turns_done": turns.done,
         "turns_regenerated": regenerated,
         "turns_regenerated_by_facts": turns.asked_again,
-        "regenerated_ratio": round(regenerated / turns.done, 5) if turns.done else None,
+        "regenerated_ratio": _ratio(regenerated, turns.done),
+        "tokens_sampled": recorded.tokens_sampled,
+        "tokens_regenerated": max(0, recorded.tokens_sampled - turns.tokens),
+        "tokens_regenerated_ratio": _ratio(recorded.tokens_sampled - turns.tokens, recorded.tokens_sampled),
+        "trainer_idle_s": {"p50": _rank(recorded.idle_s, 0.5), "max": _rank(recorded.idle_s, 1.0)} if recorded.idle_s else None,
         "trainer_steps_repeated": recorded.steps_repeated,
         "resumed_midway": turns.resumed_midway,
         "episodes_abandoned": recorded.abandoned,
@@ -119,6 +132,10 @@ def verdict(struck: list[Struck], recorded: Recorded, audit: dict[str, Any], *, 
     result["failed"] = missed(result, learns=learns)
     result["ok"] = not result["failed"]
     return result
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return round(part / whole, 5) if whole else None
 
 
 def missed(result: dict[str, Any], *, learns: bool) -> list[str]:
@@ -144,6 +161,12 @@ def missed(result: dict[str, Any], *, learns: bool) -> list[str]:
             (None not in (before, after) and after > before, f"accuracy went from {before} to {after}"),
             (ratio is not None and ratio <= MOST_REGENERATED, f"{ratio} of the turns were generated again"),
             (result["resumed_midway"] > 0, "no episode was continued by another driver"),
+        ]
+    if result["by_kind"] and GENERATING.issuperset(result["by_kind"]):
+        ratio, idle = result["tokens_regenerated_ratio"], result["trainer_idle_s"]
+        bars += [
+            (ratio is not None and ratio <= MOST_TOKENS_REGENERATED, f"{ratio} of the tokens were generated again"),
+            (idle is not None and idle["max"] <= MOST_IDLE_S, f"the trainer was idle for {idle}"),
         ]
     if result["faults"] >= LEAST_OF_A_KIND * len(KINDS):
         rare = [kind for kind in KINDS if result["by_kind"].get(kind, 0) < LEAST_OF_A_KIND]

@@ -5,7 +5,7 @@ step takes seconds on any machine: a fault that ends an engine or a driver costs
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asearch.configuration.loading import load_settings
 from asearch.configuration.settings import Settings
@@ -34,6 +34,8 @@ class Scale:
 
 
 FULL = Scale()
+CHOSEN = replace(FULL, questions=20, learns=False)
+"""For a few kinds of faults: without others nobody takes episodes over, and what is learned is not what they show."""
 SMOKE = Scale(
     groups_per_step=2,
     group_size=4,

@@ -1,11 +1,13 @@
 """What faults cost, by hand-made facts."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asearch.engines.embedded.tally import Tally
 from schemas.events import Event, StepTrained, TrainerClaimed
-from tests.chaos.counting import Turns, count_episode, fenced, steps_repeated
+from tests.chaos.counting import Turns, count_episode, fenced, idle_s, steps_repeated, tokens_sampled
 
 
 def taken(attempt: int) -> dict[str, Any]:
@@ -45,6 +47,13 @@ def test_turns(facts: list[dict[str, Any]], done: int, asked_again: int, resumed
     assert (turns.done, turns.asked_again, turns.resumed_midway) == (done, asked_again, resumed)
 
 
+def test_tokens_that_count_are_summed() -> None:
+    turns = Turns()
+    runs = [{"version": "1.0", "start": 0, "end": 5}, {"version": "1.1", "start": 5, "end": 9}]
+    count_episode([taken(0), tokens("a", None, versions=runs), tokens("a", versions=runs[:1]), FINISHED], turns)
+    assert turns.tokens == 14
+
+
 def test_facts_of_a_replaced_attempt_do_not_count() -> None:
     facts = [taken(0), tokens("a", attempt=0), taken(1), tokens("b", attempt=0), tokens("b", attempt=1), tokens("c")]
     assert [fact.get("request") for fact in fenced(facts)] == [None, "a", None, "b", "c"]
@@ -72,3 +81,33 @@ def test_steps_that_a_claim_makes_void_were_repeated() -> None:
     facts = [claim(1, 0), step(1, 0), step(1, 1), step(1, 2), claim(2, 2), step(2, 2), claim(3, 0), step(3, 0)]
     assert steps_repeated(facts) == 1 + 3
     assert steps_repeated(facts[:4]) == 0
+
+
+def test_idle_time_is_what_lies_between_two_steps() -> None:
+    def step(number: int, end_s: int, took_s: int) -> Event:
+        return StepTrained(
+            id=f"s{number}",
+            at_ns=end_s * 10**9,
+            elapsed_ns=took_s * 10**9,
+            model="policy",
+            lineage=1,
+            step=number,
+            verdicts=[],
+            staleness={},
+            n_tokens_trained=0,
+            n_tokens_masked_stale=0,
+            n_tokens_discarded=0,
+            empty=False,
+            metrics={},
+        )
+
+    claimed = TrainerClaimed(id="c", model="policy", lineage=2, step=1, checkpoint=None, trainer="t")
+    assert idle_s([step(0, 10, 2), step(1, 15, 3), claimed, step(1, 40, 4)]) == [2.0, 21.0]
+    assert idle_s([step(0, 10, 2)]) == []
+
+
+def test_tokens_that_servers_sampled_are_summed_over_engines(tmp_path: Path) -> None:
+    assert tokens_sampled(tmp_path) == 0
+    for name, n in (("engine-0", 5), ("engine-1", 7)):
+        Tally(tmp_path / "tallies" / name).write(n)
+    assert tokens_sampled(tmp_path) == 12

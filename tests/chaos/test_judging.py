@@ -1,6 +1,7 @@
 """The bars: each alone decides, and an audit's findings are counted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,6 +97,19 @@ def test_a_rare_kind_fails_a_long_schedule_alone() -> None:
     more = [Struck(Fault(0, "kill_tool", 0, 0.0), "tool-0", 1, 0.0, 1.0)] * (100 - len(few))
     assert verdict([*few, *more], a_record(), an_audit(), learns=True)["failed"] == ["fewer than 5 faults of ['kill_rank']"]
     assert verdict(few[:20], a_record(), an_audit(), learns=True)["ok"]
+
+
+def test_bars_of_runs_whose_ranks_and_engines_alone_are_killed() -> None:
+    killed = [Struck(Fault(n, "kill_engine", 0, 0.0), "engine-0", 1, 0.0, recovered_s=1.0) for n in range(3)]
+    record = a_record()
+    record.turns.tokens = 980
+    good = replace(record, tokens_sampled=1000, idle_s=[0.5, 20.0, 1.0])
+    result = verdict(killed, good, an_audit(), learns=False)
+    assert result["ok"] and result["tokens_regenerated"] == 20 and result["trainer_idle_s"] == {"p50": 1.0, "max": 20.0}
+    for bad in (replace(good, tokens_sampled=1001), replace(good, idle_s=[61.0]), replace(good, idle_s=[]), a_record()):
+        assert not verdict(killed, bad, an_audit(), learns=False)["ok"]
+    other = [*killed, Struck(Fault(3, "kill_driver", 0, 0.0), "driver-0", 1, 0.0, recovered_s=1.0)]
+    assert verdict(other, replace(good, tokens_sampled=2000), an_audit(), learns=False)["ok"]
 
 
 def test_findings_are_counted_by_name() -> None:

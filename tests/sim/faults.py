@@ -14,7 +14,8 @@ PER_MILLE = 1000
 
 CRASHES = ("kill", "await", "point", "file", "double")
 """At a time, at a step, at a named fault point, between two file operations, and again while it recovers."""
-SCHEDULED = (*CRASHES, "stop", "twin", "outage", "lost_tail", "flap", "slow_broker", "tools_out", "engines_out")
+SCHEDULED = (*CRASHES, "stop", "twin", "preempt", "outage", "lost_tail", "flap", "slow_broker", "tools_out", "engines_out")
+"""`preempt`: an engine is told to leave, and after a while another one joins."""
 RATED = (
     "lost_acknowledgement",
     "lost_ack",

@@ -149,6 +149,8 @@ class Player:
                 await self._stop(living, fault.for_ms / 1000)
             case "twin":
                 await self._twin(living, fault.for_ms / 1000)
+            case "preempt":
+                await self._preempt(living, fault.for_ms / 1000)
             case "flap":
                 await self._flap(living, fault.for_ms / 1000)
             case _:
@@ -209,6 +211,15 @@ class Player:
         self._simulation.supersede(living)
         await asyncio.sleep(for_s)
         self._wake(living.life)
+
+    async def _preempt(self, living: "Living", for_s: float) -> None:
+        """An engine is told to leave, and does; another one joins later."""
+        if living.actor is None or living.actor.stopping or living.life.is_stopped:
+            return
+        self._simulation.troubles.happened("preempt", living.life.name)
+        living.actor.stop()
+        await asyncio.sleep(for_s)
+        self._simulation.join()
 
     async def _flap(self, living: "Living", for_s: float) -> None:
         """One connection is lost and made anew."""

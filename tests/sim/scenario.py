@@ -122,16 +122,18 @@ def _rates(chance: random.Random) -> dict[str, int]:
 
 def _fault(chance: random.Random, names: list[str]) -> Fault:
     weights = {"kill": 4, "await": 10, "point": 10, "file": 4, "double": 6, "stop": 5, "twin": 2, "outage": 3}
-    weights |= {"lost_tail": 3, "flap": 3, "slow_broker": 2, "tools_out": 1, "engines_out": 1}
+    weights |= {"lost_tail": 3, "flap": 3, "slow_broker": 2, "tools_out": 1, "engines_out": 1, "preempt": 4}
     kind = chance.choice([name for name, weight in weights.items() for _ in range(weight)])
     targets = names
     if kind == "twin":
         targets = ["trainer-0", "scheduler-0"]
+    elif kind == "preempt":
+        targets = [name for name in names if name.startswith("engine")]
     elif kind == "file":
         targets = ["trainer-0", "trainer-0", "recorder-0"]
     target = "" if kind in ("outage", "lost_tail", "slow_broker", "tools_out", "engines_out") else chance.choice(targets)
     longest_ms = {"stop": 40_000, "twin": 30_000, "outage": 12_000, "lost_tail": 8_000, "flap": 6_000, "slow_broker": 10_000}
-    longest_ms |= {"tools_out": 5_000, "engines_out": 5_000}
+    longest_ms |= {"tools_out": 5_000, "engines_out": 5_000, "preempt": 20_000}
     for_ms = chance.randrange(100, longest_ms[kind]) if kind in longest_ms else 0
     draw = chance.randrange(1, {"await": 1500, "double": 1500, "file": 12, "lost_tail": 40}.get(kind, 1000))
     again = chance.randrange(1, 400) if kind == "double" or chance.randrange(6) == 0 else 0

@@ -96,7 +96,8 @@ class Simulation:
         bus = MemoryBus(self.broker, RUN, "supervisor", VirtualPlatform("supervisor", self.scenario.seed))
         await bus.ensure_topology()
         self.journal = Journal({name: stream for (_, name), stream in self.broker.streams.items()})
-        keepers = [asyncio.create_task(self._keep(name), name=f"keep {name}") for name in self.scenario.names]
+        self._keepers = [asyncio.create_task(self._keep(name), name=f"keep {name}") for name in self.scenario.names]
+        self._n_engines = self.scenario.n_engines
         player = asyncio.create_task(self.player.play(self.scenario.faults), name="faults")
         stopper = asyncio.create_task(self._stop_by_user(bus), name="user")
         try:
@@ -110,7 +111,7 @@ class Simulation:
         self.troubles.is_over = True
         self.player.calm()
         await asyncio.sleep(SETTLE_S)
-        await self._stop_all(keepers)
+        await self._stop_all(self._keepers)
         self.problems = Problems()
         self.terms = audit(await gather(bus, self.folder, self.problems), self.problems)
 
@@ -205,6 +206,12 @@ class Simulation:
                 return
             await asyncio.sleep(RESTART_DELAY_S)
             living = self.start(name)
+
+    def join(self) -> None:
+        """One more engine, under a name that none had."""
+        name = f"engine-{self._n_engines}"
+        self._n_engines += 1
+        self._keepers.append(asyncio.create_task(self._keep(name), name=f"keep {name}"))
 
     def supersede(self, living: Living) -> None:
         """A supervisor takes it for dead, although it is not."""
