@@ -34,11 +34,16 @@ train *args: setup
 
 # run the tests (under 12 minutes on 2 cores)
 test *args: setup browser
-    {{bin}}/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder {{args}}
+    {{bin}}/pytest -m "not slow and not sglang" -n 2 --dist loadfile --no-loadscope-reorder {{args}}
 
 # the long levels too (under 60 minutes on 2 cores)
 test-all *args: setup browser
-    {{bin}}/pytest {{args}}
+    {{bin}}/pytest -m "not sglang" {{args}}
+
+# real SGLang on CPU, in an environment of its own (under 15 minutes on 2 cores after downloads; SGLANG_CACHE=DIR keeps it)
+test-sglang *args: setup
+    @PYTHON={{python}} sh infra/sglang/setup.sh
+    {{bin}}/pytest -m sglang tests/sglang tests/engines {{args}}
 
 # format, lint, types, layers
 check: setup

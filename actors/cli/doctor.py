@@ -18,6 +18,7 @@ CHECKS = (
     "packages.versions",
     "imports.imports",
     "packages.extras",
+    "sglang.environment",
     "broker.program",
     "broker.running",
     "broker.store",

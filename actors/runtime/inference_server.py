@@ -76,6 +76,9 @@ class InferenceProcess:
                 launched.port_file.unlink(missing_ok=True)
             self._process = await self._platform.spawn(launched.argv, env=launched.env, log_path=self._log_path)
         self._client = await self._until_ready(launched, begun_s)
+        if launched is None:
+            await self._client.resume()  # an engine that died may have left it paused
+            await self._client.check_logprobs()
         self._log.info("inference server is ready", after_s=round(self._platform.monotonic() - begun_s, 1))
         return self._client
 

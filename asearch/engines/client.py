@@ -15,6 +15,8 @@ from asearch.errors import EngineError
 
 _CALL_TIMEOUT_S = 30.0
 _UPDATE_TIMEOUT_S = 300.0
+_N_HOT, _HOT, _MAX_DIFFERENCE = 16, 5.0, 0.25
+"""Tokens that are sampled to see what log-probabilities are, their temperature, and by how much two passes may differ."""
 _MAX_HELD_S = 20.0
 """Tokens whose version the server has not told for so long are had by ending the request: it is asked for again with them."""
 _LINE_BYTES = 64 << 20
@@ -94,6 +96,32 @@ class EngineClient:
             reply = await self._json("POST", "/update_weights_from_disk", body, timeout_s)
         if not reply.get("success"):
             raise EngineError(f"{self._base} did not load {path}: {reply.get('message')}")
+
+    async def check_logprobs(self, token: int = 0) -> None:
+        """Raises EngineError where log-probabilities are those after temperature, which the trainer's are not.
+
+        Some tokens are sampled hot and then scored as a prompt, of which the log-probabilities are always the model's own.
+        """
+        prompt = [token] * 4
+        hot = {"max_new_tokens": _N_HOT, "temperature": _HOT, "ignore_eos": True}
+        sampled = await self._logprobs({"input_ids": prompt, "sampling_params": hot}, "output_token_logprobs")
+        ids = prompt + [each[1] for each in sampled]
+        cold = {"max_new_tokens": 1, "temperature": 1.0, "ignore_eos": True}
+        scored = await self._logprobs({"input_ids": ids, "sampling_params": cold, "logprob_start_len": 0}, "input_token_logprobs")
+        pairs = zip(sampled, scored[-_N_HOT:], strict=True)
+        difference = sum(abs((one[0] or 0.0) - (other[0] or 0.0)) for one, other in pairs) / _N_HOT
+        if difference > _MAX_DIFFERENCE:
+            raise EngineError(
+                f"{self._base} returns log-probabilities after temperature (off by {difference:.2f} at {_HOT:g}); the trainer "
+                "needs the model's own: start the server with SGLANG_RETURN_ORIGINAL_LOGPROB=1 in its environment"
+            )
+
+    async def _logprobs(self, body: dict[str, Any], name: str) -> list[tuple[float | None, int, Any]]:
+        reply = await self._json("POST", "/generate", body | {"return_logprob": True})
+        try:
+            return msgspec.convert(reply["meta_info"][name], list[tuple[float | None, int, Any]])
+        except (KeyError, TypeError, msgspec.MsgspecError) as error:
+            raise EngineError(f"{self._base}/generate answered without {name}") from error
 
     async def abort(self, rid: str) -> None:
         """Ends a request; its stream still brings the tokens it had. Harmless for an unknown id."""

@@ -29,6 +29,8 @@ class Scale:
     entities: int = 64
     relations: int = 6
     n_engines: int = 2
+    engine: str = "embedded"
+    episode_deadline_s: float = 240.0
     learns: bool = True
     """Whether the run is long enough for its accuracy, its share of repeated turns and its takeovers to say something."""
 
@@ -65,13 +67,15 @@ def settings_of(scale: Scale, seed: int, n_faults: int) -> Settings:
         "run.eta": scale.eta,
         "run.lease_s": scale.lease_s,
         "run.max_empty_steps": steps,
-        "run.episode_deadline_s": 240.0,
+        "run.episode_deadline_s": scale.episode_deadline_s,
         "world.entities": scale.entities,
         "world.relations": scale.relations,
         "evaluation.questions": scale.questions,
         "checkpoint.every_steps": 2,
         "actors.drivers": 2,
         "engine.count": scale.n_engines,
+        "engine.kind": scale.engine,
+        "engine.max_restarts": 40,
         "trainer.lr": scale.lr,
         "tools.deadline_s": 15.0 * scale.latency_s,
         "tools.latency.distribution": "lognormal",

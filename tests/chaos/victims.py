@@ -7,12 +7,16 @@ import signal
 import psutil
 
 from actors.runtime.local_run import LocalRun
+from asearch.engines.sglang import launch as sglang
 from tests.chaos.schedule import Fault
 
 FIND_TIMEOUT_S = 60.0
 POLL_S = 0.1
-INNER = {"rank": ("trainer", "asearch.training.rank"), "server": ("engine", "asearch.engines.embedded")}
-"""Targets that are children of an actor, with the module that they run."""
+INNER = {
+    "rank": ("trainer", ("asearch.training.rank",)),
+    "server": ("engine", ("asearch.engines.embedded", str(sglang.FOLDER / "launch_server.py"))),
+}
+"""Targets that are children of an actor, with the modules or programs that they run."""
 
 
 class NoVictimError(Exception):
@@ -52,8 +56,8 @@ class Victims:
             pid, _ = self._local.supervisor.children.get(self.actor_of(fault), (None, 0))
             found = psutil.Process(pid) if pid is not None else None
             if found is not None and fault.target in INNER:
-                module = INNER[fault.target][1]
-                return next((child for child in found.children() if module in child.cmdline()), None)
+                programs = INNER[fault.target][1]
+                return next((child for child in found.children() if {*programs} & {*child.cmdline()}), None)
             return found
         return None
 

@@ -127,6 +127,15 @@ async def test_a_server_ends_with_the_processes_that_it_started(tmp_path: Path) 
     assert not psutil.pid_exists(starts(tmp_path)[-1])
 
 
+async def test_a_server_whose_logprobs_are_not_the_models_own_is_refused(tmp_path: Path) -> None:
+    async with keeping(tmp_path, bare(tmp_path, "tempered")) as owner:
+        await owner.start()
+        url = f"http://127.0.0.1:{psutil.Process(starts(tmp_path)[0]).net_connections()[0].laddr.port}"
+        async with keeping(tmp_path, None, url) as keeper:
+            with pytest.raises(EngineError, match=r"off by 1.00 at 5.*SGLANG_RETURN_ORIGINAL_LOGPROB=1"):
+                await keeper.start()
+
+
 async def test_a_server_that_runs_already_is_attached_to_and_left_running(tmp_path: Path) -> None:
     async with keeping(tmp_path, bare(tmp_path)) as owner:
         await owner.start()

@@ -9,11 +9,15 @@ from actors.cli.checks.finding import Finding, Subject
 from actors.runtime.local_run import SHARED_MEMORY
 from actors.runtime.run_files import RUN_FILE, RunFile, read_run_file
 from actors.runtime.workspace import Workspace, is_live
+from asearch.engines.sglang.launch import FOLDER
 from asearch.errors import InputError
 from asearch.models.folder import check_folder
 
-OURS = ("actors.cli.main", "asearch.corpus", "asearch.engines.embedded", "asearch.training.rank")
-"""Modules that the processes of a run are started with."""
+OURS = (
+    *("actors.cli.main", "asearch.corpus", "asearch.engines.embedded", "asearch.training.rank"),
+    str(FOLDER / "launch_server.py"),
+)
+"""Modules and programs that the processes of a run are started with."""
 
 
 def runs_of(subject: Subject) -> list[tuple[RunFile, Path]]:

@@ -1,0 +1,59 @@
+"""Real training on SGLang: killed engines, servers and ranks lose nothing, and nothing is counted twice."""
+
+import asyncio
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.chaos import injection
+from tests.chaos.chaos import chaos
+from tests.chaos.scale import Scale
+from tests.chaos.schedule import schedule
+from tests.sglang.serving import alive
+
+pytestmark = [pytest.mark.sglang, pytest.mark.timeout(2400)]
+KINDS = ("kill_rank", "kill_engine", "kill_server")
+"""There is one engine: whatever ends it ends all generation until it is back."""
+EACH = 3
+SCALE = Scale(
+    groups_per_step=2,
+    group_size=4,
+    eta=2,
+    least_steps=8,
+    steps_per_fault=4.0,
+    questions=4,
+    warmstart_steps=60,
+    warmstart_tokens=1024,
+    latency_s=0.5,
+    lease_s=4.0,
+    entities=24,
+    relations=4,
+    n_engines=1,
+    learns=False,
+    engine="sglang",
+    episode_deadline_s=900.0,
+)
+
+
+def servers() -> set[psutil.Process]:
+    """Processes of SGLang that run now: it names them so."""
+    return {process for process in psutil.process_iter() if process.name().startswith("sglang::")}
+
+
+def test_killed_engines_and_ranks_cost_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(injection, "RECOVERY_TIMEOUT_S", 900.0)
+    monkeypatch.setattr(injection, "BUSY_TIMEOUT_S", 600.0)
+    before = servers()
+    said: list[str] = []
+    faults = schedule(5, EACH * len(KINDS), SCALE.lease_s, {}, KINDS, doubles=False)
+    result = asyncio.run(chaos(tmp_path / "runs", SCALE, 5, faults, said.append))
+    print("\n".join(said))
+    print(result)
+    assert result["ok"], (result["failed"], result["problems"], result["left_over"], said)
+    assert result["by_kind"] == dict.fromkeys(sorted(KINDS), EACH)
+    assert result["regenerated_ratio"] is not None
+    assert (result["lost"], result["double_counted"], result["nonterminal"]) == (0, 0, 0)
+    assert not alive([*(servers() - before)])
