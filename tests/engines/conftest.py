@@ -9,10 +9,15 @@ from engines.servers_for_tests import Running, running
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Cumulative streams, as SGLang's default."""
     with running(tmp_path_factory.mktemp("engine"), "--max-running-requests", "16") as held:
         yield held
+
+
+@pytest.fixture(scope="session")
+def server(embedded: Running) -> Running:
+    return embedded
 
 
 @pytest.fixture(scope="session")

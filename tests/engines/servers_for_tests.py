@@ -39,19 +39,30 @@ def start(model: Path, folder: Path, *arguments: str) -> tuple[subprocess.Popen[
     return process, port_file, log_file
 
 
-@contextmanager
-def running(folder: Path, *arguments: str, weight_version: str = "v1") -> Iterator[Running]:
+def write_folders(folder: Path) -> ModelConfig:
+    """Writes `v1` and `v2`."""
     config = small_config("Qwen3ForCausalLM", tied=False)
     for seed, name in enumerate(("v1", "v2")):
         write_model(folder / name, config, seed)
         write_tokenizer(folder / name)
-    process, port_file, log_file = start(folder / "v1", folder, "--weight-version", weight_version, *arguments)
+    return config
+
+
+def wait_for_port(process: subprocess.Popen[bytes], port_file: Path, log_file: Path) -> int:
+    deadline = time.monotonic() + 120
+    while not port_file.exists():
+        assert process.poll() is None and time.monotonic() < deadline, log_file.read_text()
+        time.sleep(0.02)
+    return int(port_file.read_text())
+
+
+@contextmanager
+def running(folder: Path, *arguments: str, version: str = "v1") -> Iterator[Running]:
+    """A server of the folder of `version`, under that name."""
+    config = write_folders(folder)
+    process, port_file, log_file = start(folder / version, folder, "--weight-version", version, *arguments)
     try:
-        deadline = time.monotonic() + 120
-        while not port_file.exists():
-            assert process.poll() is None and time.monotonic() < deadline, log_file.read_text()
-            time.sleep(0.02)
-        port = int(port_file.read_text())
+        port = wait_for_port(process, port_file, log_file)
         yield Running(f"http://127.0.0.1:{port}", port, process, folder, config)
         assert process.poll() is None, log_file.read_text()
         os.kill(process.pid, signal.SIGTERM)

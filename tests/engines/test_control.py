@@ -4,52 +4,16 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
 from models.models_for_tests import random_tensors, small_config
 
-from asearch.engines.client import EngineClient, GeneratedChunk, VersionSpan
+from asearch.engines.client import EngineClient, VersionSpan
 from asearch.errors import EngineError
 from asearch.models.weights import SINGLE_FILE, save_weights
+from engines.episodes import LONG, PROMPT, Episode
 from engines.servers_for_tests import TOLERANCE, Running, worst
-
-PROMPT = list(range(3, 40))
-LONG: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 400, "ignore_eos": True}
-
-
-class Episode:
-    """Follows one request."""
-
-    def __init__(self, client: EngineClient, prompt: list[int], rid: str, **params: Any) -> None:
-        self.prompt, self.rid = prompt, rid
-        self.chunks: list[GeneratedChunk] = []
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.task = asyncio.create_task(self._run(client, LONG | params))
-
-    async def _run(self, client: EngineClient, params: dict[str, Any]) -> None:
-        async for chunk in client.generate(self.prompt, params, rid=self.rid, timeout_s=60):
-            assert chunk.offset == len(self.ids)
-            self.chunks.append(chunk)
-            self.ids += chunk.ids
-            self.logprobs += chunk.logprobs
-
-    async def reached(self, n_tokens: int) -> None:
-        while len(self.ids) < n_tokens:
-            assert not self.task.done()
-            await asyncio.sleep(0.001)
-
-    def spans(self) -> list[VersionSpan]:
-        """Joined over chunks."""
-        joined: list[VersionSpan] = []
-        for span in (span for chunk in self.chunks for span in chunk.versions):
-            if joined and joined[-1].version == span.version:
-                joined[-1] = VersionSpan(span.version, joined[-1].start, span.end)
-            else:
-                joined.append(span)
-        return joined
 
 
 async def counters_until(client: EngineClient, wanted: Callable[[dict[str, int]], bool]) -> None:
@@ -60,7 +24,7 @@ async def counters_until(client: EngineClient, wanted: Callable[[dict[str, int]]
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("mode", ["retract", "in_place", None])
+@pytest.mark.parametrize("mode", ["in_place", None])
 async def test_update_in_flight(server: Running, client: EngineClient, mode: str | None) -> None:
     """Tokens before and after match the forward of their own weights, and the spans say which are which."""
     episodes = [Episode(client, [*PROMPT, i], f"flight-{i}") for i in range(6)]
@@ -108,17 +72,6 @@ async def test_a_pause_without_update_changes_nothing(server: Running, client: E
     assert paused.ids == plain.ids
 
 
-async def test_requests_wait_while_paused(client: EngineClient) -> None:
-    await client.pause("retract")
-    episode = Episode(client, PROMPT, "waits", max_new_tokens=3)
-    await asyncio.sleep(0.1)
-    assert not episode.chunks
-    await client.flush_cache()
-    await client.resume()
-    await episode.task
-    assert len(episode.ids) == 3
-
-
 async def test_pause_with_abort_ends_requests(client: EngineClient) -> None:
     episodes = [Episode(client, [*PROMPT, i], f"ends-{i}") for i in range(20)]
     await counters_until(client, lambda held: held["n_running"] + held["n_waiting"] == len(episodes))
@@ -126,20 +79,6 @@ async def test_pause_with_abort_ends_requests(client: EngineClient) -> None:
     for episode in episodes:
         await episode.task
         assert episode.chunks[-1].finish == "abort"
-
-
-async def test_abort_returns_what_there_is(server: Running, client: EngineClient) -> None:
-    episode, other = Episode(client, PROMPT, "one"), Episode(client, PROMPT, "other")
-    await episode.reached(5)
-    await client.abort("one")
-    await client.abort("unknown")
-    await episode.task
-    assert episode.chunks[-1].finish == "abort"
-    assert 5 <= len(episode.ids) < 400
-    n_tokens = len(episode.ids)
-    assert worst(server.folder / "v1", PROMPT, episode.ids, episode.logprobs, 0, n_tokens) <= TOLERANCE
-    await other.task
-    assert len(other.ids) == 400
 
 
 async def test_a_client_that_leaves_aborts_its_request(client: EngineClient) -> None:
@@ -155,16 +94,6 @@ async def test_leaving_the_iteration_aborts_too(client: EngineClient) -> None:
         break
     await stream.aclose()
     await counters_until(client, lambda held: held["n_running"] == 0)
-
-
-async def test_a_flush_is_refused_while_requests_run(client: EngineClient) -> None:
-    episode = Episode(client, PROMPT, "runs")
-    await episode.reached(2)
-    with pytest.raises(EngineError, match="running"):
-        await client.flush_cache()
-    await client.abort("runs")
-    await episode.task
-    await client.flush_cache()
 
 
 async def test_a_failed_update_leaves_everything_as_it_was(

@@ -1,4 +1,4 @@
-"""`/generate` of the embedded engine: results, options, refusals."""
+"""What `/generate` of the embedded engine does beyond the contract: seeds, options, refusals."""
 
 import asyncio
 from typing import Any
@@ -7,54 +7,9 @@ import aiohttp
 import pytest
 
 from asearch.engines.client import EngineClient
-from engines.servers_for_tests import TOLERANCE, Running, reference, worst
-
-PROMPT = list(range(3, 40))
-
-
-async def post(session: aiohttp.ClientSession, server: Running, body: Any, path: str = "/generate") -> Any:
-    async with session.post(server.url + path, json=body) as response:
-        assert response.status == 200, await response.text()
-        return await response.json()
-
-
-async def generate(session: aiohttp.ClientSession, server: Running, ids: Any, **params: Any) -> Any:
-    return await post(session, server, {"input_ids": ids, "sampling_params": params, "return_logprob": True})
-
-
-def columns(reply: Any) -> tuple[list[int], list[float]]:
-    entries = reply["meta_info"]["output_token_logprobs"]
-    assert [entry[1] for entry in entries] == reply["output_ids"]
-    assert all(entry[2] is None for entry in entries)
-    return reply["output_ids"], [entry[0] for entry in entries]
-
-
-async def test_greedy_equals_the_reference(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
-    reply = await generate(session, server, PROMPT, temperature=0, max_new_tokens=40, ignore_eos=True)
-    ids, logprobs = columns(reply)
-    assert reply["meta_info"]["finish_reason"] == {"type": "length", "length": 40}
-    assert reply["meta_info"]["weight_versions"] == [{"version": "v1", "start": 0, "end": 40}]
-    expected = reference(server.folder / "v1", PROMPT + ids)
-    assert expected[len(PROMPT) - 1 : -1].argmax(-1).tolist() == ids
-    assert worst(server.folder / "v1", PROMPT, ids, logprobs, 0, 40) <= TOLERANCE
-
-
-async def test_logprobs_are_raw_at_any_temperature(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
-    cases: list[dict[str, Any]] = [
-        {"temperature": 1.0},
-        {"temperature": 2.0},
-        {"temperature": 0.5, "top_p": 0.8},
-        {"temperature": 1.5, "top_k": 3},
-    ]
-    for params in cases:
-        ids, logprobs = columns(await generate(session, server, PROMPT, max_new_tokens=30, ignore_eos=True, **params))
-        assert worst(server.folder / "v1", PROMPT, ids, logprobs, 0, 30) <= TOLERANCE
-
-
-async def test_top_k_of_one_is_greedy(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
-    greedy = await generate(session, server, PROMPT, temperature=0, max_new_tokens=20)
-    for params in ({"temperature": 1.0, "top_k": 1}, {"temperature": 3.0, "top_p": 1e-6}):
-        assert (await generate(session, server, PROMPT, max_new_tokens=20, **params))["output_ids"] == (greedy["output_ids"])
+from engines.contract.served import columns, generate, post
+from engines.episodes import PROMPT
+from engines.servers_for_tests import TOLERANCE, Running, worst
 
 
 async def test_seeded_requests_repeat_alone_and_in_a_crowd(
@@ -67,36 +22,6 @@ async def test_seeded_requests_repeat_alone_and_in_a_crowd(
     assert among["output_ids"] == alone["output_ids"]
     other = await generate(session, server, PROMPT, **(params | {"sampling_seed": 8}))
     assert other["output_ids"] != alone["output_ids"]
-
-
-async def test_a_batch_equals_single_requests(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
-    prompts = [list(range(i, i + 5 + 9 * i)) for i in range(1, 25)]
-    params: dict[str, Any] = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
-    together = await generate(session, server, prompts, **params)
-    await client.flush_cache()
-    for prompt, reply in zip(prompts, together, strict=True):
-        ids, logprobs = columns(await generate(session, server, prompt, **params))
-        batched_ids, batched = columns(reply)
-        assert ids == batched_ids
-        assert logprobs == pytest.approx(batched, abs=TOLERANCE)
-
-
-async def test_an_extended_prompt_reuses_its_prefix(
-    session: aiohttp.ClientSession, server: Running, client: EngineClient
-) -> None:
-    params: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 20, "ignore_eos": True}
-    first = await generate(session, server, PROMPT, **params)
-    assert first["meta_info"]["cached_tokens"] == 0
-    longer = PROMPT + first["output_ids"] + [1, 2, 3]
-    second = await generate(session, server, longer, **params)
-    assert second["meta_info"]["cached_tokens"] == len(PROMPT) + 19
-    ids, logprobs = columns(second)
-    assert worst(server.folder / "v1", longer, ids, logprobs, 0, 20) <= TOLERANCE
-    await client.update_weights(str(server.folder / "v2"), "v2")
-    third = await generate(session, server, longer, **params)
-    assert third["meta_info"]["cached_tokens"] == 0
-    ids, logprobs = columns(third)
-    assert worst(server.folder / "v2", longer, ids, logprobs, 0, 20) <= TOLERANCE
 
 
 async def test_branches_of_one_prompt_do_not_mix(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
@@ -125,19 +50,6 @@ async def test_stop_ids_strings_and_minimum(session: aiohttp.ClientSession, serv
     assert token not in later["output_ids"][: first + 5]
     word = await post(session, server, {"text": "stop stop", "sampling_params": params})
     assert word["meta_info"]["prompt_tokens"] == 2
-
-
-async def test_a_stop_string_may_span_tokens(session: aiohttp.ClientSession, server: Running, client: EngineClient) -> None:
-    params: dict[str, Any] = {"temperature": 1.0, "sampling_seed": 3, "max_new_tokens": 200, "ignore_eos": True}
-    free = await generate(session, server, PROMPT, **params)
-    text = free["text"]
-    start = next(i for i in range(40, len(text) - 3) if text[i : i + 3].isascii() and text.index(text[i : i + 3]) == i)
-    stop = text[start : start + 3]
-    stopped = await generate(session, server, PROMPT, **params, stop=["never there", stop])
-    assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
-    assert stopped["text"] == text[:start]
-    assert stopped["output_ids"] == free["output_ids"][: len(stopped["output_ids"])]
-    assert stopped["meta_info"]["weight_versions"][-1]["end"] == len(stopped["output_ids"])
 
 
 BAD: list[tuple[Any, str]] = [

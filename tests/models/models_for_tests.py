@@ -59,5 +59,6 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|eos|>", "<|pad|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": "<|eos|>", "pad_token": {"content": "<|pad|>"}}
+    pad = {"__type": "AddedToken", "content": "<|pad|>", "special": True}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eos|>", "pad_token": pad}
     (folder / "tokenizer_config.json").write_bytes(msgspec.json.encode(settings))
