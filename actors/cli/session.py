@@ -12,6 +12,7 @@ from actors.cli.browser import open_page
 from actors.cli.plain import final_summary, phase_of
 from actors.cli.screen import Frame, LiveScreen
 from actors.runtime.following import View, follow
+from actors.runtime.launching import tokens_sampled
 from actors.runtime.local_run import LocalRun
 from actors.runtime.run_files import read_url
 from asearch.errors import AsearchError, ConfigError
@@ -146,6 +147,8 @@ class Session:
         result["run"] = self.local.run
         result["wall_s"] = round(self.local.platform.monotonic() - self._begun_s, 1)
         result["phases_s"] = phases_s
+        # More than were recorded where engines were killed: those are gone, and were generated again.
+        result["tokens_sampled"] = tokens_sampled(self.local.run_dir) or None
         result["ended"] = ended.reason
         (self.local.run_dir / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
         self._draw(view, self.local.run_dir / PICTURE)

@@ -7,6 +7,7 @@ from pathlib import Path
 from actors.runtime.actor import Context
 from actors.runtime.broker import free_port
 from actors.runtime.inference_server import InferenceProcess
+from asearch.engines.embedded.tally import read_tally
 from asearch.engines.launch import Launch
 from asearch.engines.sglang import launch as sglang
 from asearch.errors import ConfigError
@@ -35,6 +36,12 @@ def inference_process(
         is_excused,
         say,
     )
+
+
+def tokens_sampled(run_dir: Path) -> int:
+    """What all embedded servers of a run have sampled, killed ones included."""
+    folder = run_dir / TALLIES
+    return sum(read_tally(path) for path in folder.iterdir()) if folder.is_dir() else 0
 
 
 def vocabulary_of(model_dir: str) -> int | None:

@@ -9,11 +9,12 @@ An episode stays with its *home*, whose cache holds its prefix: elsewhere its wh
 takes nothing more, when the home's weights are older than the episode asks for and another engine's are not, or when the home
 is clearly more loaded than the least loaded engine:
 
-    load(home) > MOVE_RATIO x load(least) + MOVE_SHARE x places(home)
+    load(home) / places(home) > MOVE_RATIO x load(least) / places(least) + MOVE_SHARE
 
 The second term is what an engine answers more at no cost to those it has; the first keeps the moves few where all are busy.
-Each such move lowers the sum of the squared loads, so that between two changes from outside they come to an end. The rule is
-that of join-shortest-queue with delayed dispatch (RLBoost, arXiv 2510.19225, algorithm 2), with stickiness added.
+Among engines alike each such move lowers the sum of the squared loads, so that between two changes from outside they come to
+an end. The rule is that of join-shortest-queue with delayed dispatch (RLBoost, arXiv 2510.19225, algorithm 2), with stickiness
+added.
 """
 
 from dataclasses import dataclass
@@ -99,4 +100,4 @@ class Routing:
 
 def clearly_more(home: EngineLoad, other: EngineLoad) -> bool:
     """Whether `home` is so much more loaded than `other` that a prefix is worth less than its place in the queue."""
-    return home is not other and home.load > MOVE_RATIO * other.load + MOVE_SHARE * home.places
+    return home is not other and home.load / home.places > MOVE_RATIO * other.load / other.places + MOVE_SHARE

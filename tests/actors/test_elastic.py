@@ -7,11 +7,13 @@ import pytest
 from click.testing import CliRunner
 
 from actors.cli.engines import engines as command
+from actors.cli.status import _states
 from actors.runtime.elastic import ElasticEngines
 from actors.runtime.following import LOST_S, View
+from actors.runtime.measures import measure
 from actors.runtime.membership import Membership, membership_of, read_membership, write_membership
 from actors.runtime.platform import SystemPlatform
-from actors.runtime.roster import actors_now
+from actors.runtime.roster import actors_now, actors_of
 from actors.runtime.supervisor import Supervisor
 from asearch.configuration.loading import load_settings
 from asearch.errors import InputError
@@ -115,6 +117,21 @@ def test_an_engine_that_left_is_missed_by_nobody_and_one_that_died_is(tmp_path: 
     assert {*view.vitals.latest} == {*names}
     view.forget_left_engines(late_ns)
     assert {*view.vitals.latest} == {"engine-1", "driver-0"}
+
+
+def test_metrics_and_status_expect_the_engines_that_the_run_keeps_now(tmp_path: Path) -> None:
+    view = View(run_dir=tmp_path)
+    write_membership(tmp_path, Membership(engines=["engine-1", "engine-2"], next_number=3))
+    for name, state in (("engine-1", "ready"), ("by-hand", "ready"), ("engine-0", "draining")):
+        view.vitals.heard(Heartbeat(actor="engine", actor_id=name, pid=1, at_ns=0, state=state))
+    up = {dict(value.labels)["id"]: value.value for value in measure(view, 0, actors_of(SETTINGS)) if value.name == "actor.up"}
+    assert {name: up[name] for name in up if "engine" in name or name == "by-hand"} == {
+        **{"engine-0": 1.0, "engine-1": 1.0, "by-hand": 1.0},
+        "engine-2": 0.0,
+    }
+    states = _states(actors_now(SETTINGS, tmp_path), view)
+    assert {name: state for name, (state, _) in states.items() if state != "silent"} == {"engine-1": "ready", "by-hand": "ready"}
+    assert "engine-0" not in states and states["engine-2"] == ("silent", "")
 
 
 def test_the_command_needs_a_live_run_and_says_so(tmp_path: Path) -> None:

@@ -28,14 +28,13 @@ import uvloop
 
 from actors.runtime.bus import Bus
 from actors.runtime.following import View, follow
-from actors.runtime.launching import TALLIES
+from actors.runtime.launching import tokens_sampled
 from actors.runtime.local_run import LocalRun
 from actors.runtime.membership import membership_of
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.workspace import Workspace
 from asearch.configuration.loading import load_settings
 from asearch.configuration.settings import Settings
-from asearch.engines.embedded.tally import read_tally
 from schemas.commands import AddEngines, EnginesChanged, RemoveEngines
 from schemas.events import RunEnded
 from tests.chaos.chaos import left_over, write_result
@@ -202,8 +201,7 @@ class Experiment:
             await asyncio.sleep(LOOK_S)
 
     def _sampled(self) -> int:
-        folder = self.local.run_dir / TALLIES
-        return sum(read_tally(path) for path in folder.iterdir()) if folder.is_dir() else 0
+        return tokens_sampled(self.local.run_dir)
 
     def _counted(self, kind: str, gauge: str) -> float:
         return sum(found.get(gauge, 0.0) for (name, _), found in self.gauges.items() if name.startswith(f"{kind}-"))

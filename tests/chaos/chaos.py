@@ -14,13 +14,14 @@ import psutil
 
 from actors.runtime.bus import Bus
 from actors.runtime.following import View, follow
+from actors.runtime.launching import tokens_sampled
 from actors.runtime.local_run import LocalRun
 from actors.runtime.platform import SystemPlatform
 from actors.runtime.run_files import read_run_file
 from actors.runtime.workspace import Workspace
 from asearch.errors import AsearchError
 from schemas.events import EpisodeRequested, Event, RunEnded
-from tests.chaos.counting import idle_s, read_archive, steps_repeated, tokens_sampled
+from tests.chaos.counting import idle_s, read_archive, steps_repeated
 from tests.chaos.injection import ChaosError, Injector
 from tests.chaos.judging import Recorded, audited, verdict
 from tests.chaos.scale import Scale, settings_of

@@ -24,8 +24,6 @@ from typing import Any
 
 import msgspec
 
-from actors.runtime.launching import TALLIES
-from asearch.engines.embedded.tally import read_tally
 from schemas.events import Event, StepTrained, TrainerClaimed
 
 
@@ -116,12 +114,6 @@ def _waits_for_tokens(before: list[dict[str, Any]], after: list[dict[str, Any]])
         or before[-1]["type"] == "tool_returned"
         or (before[-1]["type"] == "tokens_generated" and before[-1].get("finish") is None)
     )
-
-
-def tokens_sampled(run_dir: Path) -> int:
-    """What all embedded servers of a run have sampled, killed ones included."""
-    folder = run_dir / TALLIES
-    return sum(read_tally(path) for path in folder.iterdir()) if folder.is_dir() else 0
 
 
 def idle_s(policy: Iterable[Event]) -> list[float]:

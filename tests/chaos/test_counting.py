@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from actors.runtime.launching import tokens_sampled
 from asearch.engines.embedded.tally import Tally
 from schemas.events import Event, StepTrained, TrainerClaimed
-from tests.chaos.counting import Turns, count_episode, fenced, idle_s, steps_repeated, tokens_sampled
+from tests.chaos.counting import Turns, count_episode, fenced, idle_s, steps_repeated
 
 
 def taken(attempt: int) -> dict[str, Any]:
