@@ -22,7 +22,7 @@ from actors.runtime.platform import Platform
 from actors.runtime.prepare import Prepared, prepare
 from actors.runtime.roster import actors_of
 from actors.runtime.run_files import RUN_FILE, RunFile, write_run_file
-from actors.runtime.supervisor import MAX_RESTARTS, ChildSpec, Supervisor
+from actors.runtime.supervisor import MAX_RESTARTS, PERIOD_S, ChildSpec, Supervisor
 from actors.runtime.workspace import Process, Workspace
 from asearch.configuration.settings import Settings
 from asearch.engines.sglang import launch as sglang
@@ -156,11 +156,18 @@ class LocalRun:
             argv=[*command, "--id", name, kind],
             log_path=self.run_dir / "logs" / f"{name}.log",
             max_restarts=self.max_restarts,
+            period_s=self._period_s(kind),
             may_end=kind == "scheduler",
             may_fail=kind == "viewer",
             stage={"scheduler": 0, "trainer": 2, "viewer": 3}.get(kind, 1),
             grace_s=drain_timeout_s(kind) + GRACE_S,
         )
+
+    def _period_s(self, kind: str) -> float:
+        """Over which failures are counted: an engine whose SGLang server never comes up fails only after minutes each time."""
+        engine = self.settings.engine
+        is_slow = kind == "engine" and engine.kind == "sglang"
+        return PERIOD_S + (MAX_RESTARTS * engine.start_limit_s if is_slow else 0.0)
 
     def _added_engine(self, name: str) -> ChildSpec:
         """One that was added to a run that did without it, which it goes on doing if the engine fails too often."""
