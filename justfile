@@ -40,6 +40,11 @@ test *args: setup browser
 test-all *args: setup browser
     {{bin}}/pytest -m "not sglang" {{args}}
 
+# real SGLang on CPU, in an environment of its own (under 15 minutes on 2 cores after downloads; SGLANG_CACHE=DIR keeps it)
+test-sglang *args: setup
+    @PYTHON={{python}} sh infra/sglang/setup.sh
+    {{bin}}/pytest -m sglang tests/sglang tests/engines {{args}}
+
 # format, lint, types, layers
 check: setup
     {{bin}}/ruff format --check .
