@@ -48,13 +48,27 @@ class RankGroup:
         """Start all ranks at once and let them meet. Raises TrainingError with the log of the one that did not start."""
         n, address = settings.world_size, settings.group_address
         starts: list[asyncio.Task[RankProcess]] = []
-        with naked(TrainingError):
-            async with asyncio.TaskGroup() as tasks:
-                for rank in range(n):
-                    options = ("--rank", str(rank), "--world-size", str(n), "--rendezvous", f"{address}:{settings.group_port}")
-                    log = log_path.with_name(f"{log_path.stem}{rank}{log_path.suffix}")
-                    start = RankProcess.start(platform, log, options=options, name=f"rank {rank} of {n}")
-                    starts.append(tasks.create_task(start))
+        try:
+            with naked(TrainingError):
+                async with asyncio.TaskGroup() as tasks:
+                    for rank in range(n):
+                        options = (
+                            "--rank",
+                            str(rank),
+                            "--world-size",
+                            str(n),
+                            "--rendezvous",
+                            f"{address}:{settings.group_port}",
+                        )
+                        log = log_path.with_name(f"{log_path.stem}{rank}{log_path.suffix}")
+                        start = RankProcess.start(platform, log, options=options, name=f"rank {rank} of {n}")
+                        starts.append(tasks.create_task(start))
+        except BaseException:
+            # One that had started already has nobody else to end it.
+            for start in starts:
+                if start.done() and not start.cancelled() and start.exception() is None:
+                    start.result().process.kill()
+            raise
         group = cls([start.result() for start in starts])
         try:
             ready = group.members[0].ready
@@ -79,7 +93,9 @@ class RankGroup:
             try:
                 reply = merged(await self._replies(asked))
             except TrainingError as error:
-                self._break(str(error))
+                # It says more than that a process has ended.
+                self._broken = str(error)
+                self.kill()
                 raise
             except BaseException:
                 self._break("the last replies of the ranks were not waited for; they take no more commands")
@@ -118,23 +134,18 @@ class RankGroup:
             task = asked[rank]
             said = _complaint(task) if task.done() and not task.cancelled() and task.exception() is None else None
             if said is None:
-                return f"{self._obituary(rank)}; {others}; {self.members[rank].log_tail()}"
+                return f"{self.members[rank].obituary()}; {others}; {self.members[rank].log_tail()}"
             return f"{self.members[rank].name} failed: {said}; {others}"
         rank = failed[0]
         error = asked[rank].exception() if asked[rank].done() else None
         said = str(error) if error is not None else f"{self.members[rank].name} failed alone: {_complaint(asked[rank])}"
         return f"{said}; {others}"
 
-    def _obituary(self, rank: int) -> str:
-        code = self.members[rank].process.returncode
-        how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit status {code})"
-        return f"{self.members[rank].name} is gone{how}"
-
     async def _watch(self, rank: int) -> None:
         await self.members[rank].process.wait()
         self._ended.append(rank)
         if not self._is_stopping:
-            self._break(f"{self._obituary(rank)}; {self.members[rank].log_tail()}")
+            self._break(f"{self.members[rank].obituary()}; {self.members[rank].log_tail()}")
 
     def _break(self, why: str) -> None:
         if self._broken is None:

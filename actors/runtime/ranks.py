@@ -14,6 +14,8 @@ from asearch.errors import StorageError, TrainingError
 from schemas.local import MAX_FRAME_BYTES, Command, RankFailed, RankReady, Reply, encoder, reply_decoder
 
 START_TIMEOUT_S = 180.0
+LAST_WORDS_S = 1.0
+"""Longest wait for the process to end, and with it its log, after it has closed its channel."""
 R = TypeVar("R", bound=Reply)
 _LENGTH = struct.Struct("<I")
 
@@ -119,7 +121,17 @@ class RankProcess:
         except TimeoutError as error:
             raise TrainingError(f"{self.name} did not answer within {timeout_s:g} s; {self.log_tail()}") from error
         except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise TrainingError(f"{self.name} is gone; {self.log_tail()}") from error
+            # What it has to say comes after its channel has closed.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self.process.wait()
+            raise TrainingError(f"{self.obituary()}; {self.log_tail()}") from error
+
+    def obituary(self) -> str:
+        """That the process is gone, and how it ended."""
+        code = self.process.returncode
+        how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit status {code})"
+        return f"{self.name} is gone{how}"
 
     def log_tail(self) -> str:
         """The last lines of the rank's log, for an error message."""

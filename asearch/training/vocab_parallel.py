@@ -59,7 +59,7 @@ class _SharedLogprobs(torch.autograd.Function):
             rows = slice(start, start + ROWS)
             values = ids_NV[rows].float() - highest_N[rows, None]
             if share.n_ids:
-                sums_3N[2, rows] = values.gather(1, local_N[rows, None]).squeeze(1) * here_N[rows]
+                sums_3N[2, rows] = values.gather(1, local_N[rows, None]).squeeze(1).where(here_N[rows], 0.0)
             powers = values.exp()
             sums_3N[0, rows] = powers.sum(1)
             if with_entropy:
