@@ -1,7 +1,8 @@
 """`python bare_server.py PORT JOURNAL [BEHAVIOUR]`: answers over HTTP as an inference server does, and generates nothing.
 
 It writes a line into the journal for its start and for each change. Behaviours: `refuses` ends at once with an error on its log,
-`loads` is never ready, `leaves-a-child` starts a child that outlives a kill of the server alone.
+`loads` is never ready, `tempered` says log-probabilities after temperature, `leaves-a-child` starts a child that outlives a kill
+of the server alone.
 """
 
 import json
@@ -34,6 +35,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/generate" and not body.get("stream"):
+            self._answer(200, {"meta_info": self._logprobs(body["sampling_params"])})
+            return
         if self.path == "/generate":
             self._note(f"generate {body['rid']}")
             self.aborted.wait(600)
@@ -43,6 +47,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/update_weights_from_disk":
             self._note(f"update {body['weight_version']}")
         self._answer(200, {"success": True})
+
+    def _logprobs(self, sampling: dict[str, float]) -> dict[str, object]:
+        said = -1.0 if self.behaviour == "tempered" else -2.0
+        if sampling["temperature"] > 1.0:
+            return {"output_token_logprobs": [[said, 7, None]] * int(sampling["max_new_tokens"])}
+        return {"input_token_logprobs": [[None, 0, None]] + [[-2.0, 7, None]] * 19}
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""
