@@ -39,6 +39,26 @@ class ChecksumError(TransferError):
     """Weights are not those that were announced."""
 
 
+class AuxiliaryError(AsearchError):
+    """An auxiliary model (judge, reader, simulator) gave no answer that can be used."""
+
+
+class AuxiliaryRetryableError(AuxiliaryError):
+    """All tries failed, each in a way that may pass: rate limits, server errors, lost connections."""
+
+
+class AuxiliaryPermanentError(AuxiliaryError):
+    """Asking again is no use: a wrong address, key, model or request, or an answer that must not be used."""
+
+
+class AuxiliaryRefusedError(AuxiliaryError):
+    """The model, or a filter in front of it, declined to answer."""
+
+
+class AuxiliaryTimeoutError(AuxiliaryError):
+    """There was no answer before the deadline."""
+
+
 class ToolError(AsearchError):
     """A tool call failed for a reason outside the policy."""
 

@@ -7,10 +7,11 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from asearch.configuration.auxiliary import check_auxiliary
 from asearch.configuration.engine import check_engine
 from asearch.configuration.plugins import check_plugins
 from asearch.configuration.settings import ArchiveSettings, Settings, ViewerSettings
@@ -125,6 +126,7 @@ def check_settings(settings: Settings) -> Settings:
     if run.rule not in ("mask", "discard", "keep"):
         raise ConfigError(f"run.rule is {run.rule!r}{suggest(run.rule, ('mask', 'discard', 'keep'))}")
     check_engine(settings.engine)
+    check_auxiliary(settings.auxiliary)
     check_plugins(settings)
     return settings
 
@@ -183,7 +185,13 @@ def _refuse_unknown(tree: Tree, struct: type[msgspec.Struct], path: str) -> None
         if key not in known:
             raise ConfigError(f"unknown setting '{where}'{suggest(key, known)}")
         inner = _table_of(known[key])
-        if inner is not None and isinstance(value, dict):
+        if inner is None or not isinstance(value, dict):
+            continue
+        if get_origin(known[key]) is dict:
+            for name, table in cast("Tree", value).items():
+                if isinstance(table, dict):
+                    _refuse_unknown(cast("Tree", table), inner, f"{where}.{name}.")
+        else:
             _refuse_unknown(cast("Tree", value), inner, f"{where}.")
 
 

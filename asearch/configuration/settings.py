@@ -3,6 +3,7 @@
 import msgspec
 
 from asearch.agents.settings import AgentSettings
+from asearch.configuration.auxiliary import AuxiliarySettings
 from asearch.configuration.engine import EngineSettings
 from asearch.configuration.transfer import TransferSettings
 from asearch.rewards.answer import AUG_WEIGHT
@@ -173,6 +174,8 @@ class Settings(Table, frozen=True, kw_only=True):
     rewards: RewardSettings = RewardSettings()
     trainer: TrainerSettings = TrainerSettings()
     engine: EngineSettings = EngineSettings()
+    auxiliary: dict[str, AuxiliarySettings] = {}
+    """Auxiliary models by name: judges, readers, user simulators."""
     transfer: TransferSettings = TransferSettings()
     actors: ActorSettings = ActorSettings()
     evaluation: EvaluationSettings = EvaluationSettings()

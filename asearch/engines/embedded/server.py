@@ -12,6 +12,8 @@ import msgspec
 from aiohttp import web
 
 from asearch.engines.embedded.body import BadRequestError, Generation, Limits, read
+from asearch.engines.embedded.chat_template import ChatTemplate
+from asearch.engines.embedded.openai import OpenAiRoutes, refusal
 from asearch.engines.embedded.options import Options
 from asearch.engines.embedded.replies import Replies
 from asearch.engines.embedded.request import Request
@@ -63,6 +65,8 @@ class Server:
             ("GET", "/server_info"): self._server_info,
             ("GET", "/get_server_info"): self._server_info,
         }
+        openai = OpenAiRoutes(options.model_path, limits, scheduler, ChatTemplate.load(options.model_path))
+        self._routes |= openai.routes()
         for path in ("/health", "/ready", "/health_generate"):
             self._routes["GET", path] = self._health
         for method in ("GET", "POST"):
@@ -73,18 +77,18 @@ class Server:
         handler = self._routes.get((request.method, request.path))
         if handler is None:
             known = any(path == request.path for _, path in self._routes)
-            return _refusal(405 if known else 404, f"no route {request.method} {request.path}")
+            return refusal(405 if known else 404, f"no route {request.method} {request.path}")
         try:
             return await handler(request)
         except BadRequestError as error:
-            return _refusal(400, str(error))
+            return refusal(400, str(error))
         except web.HTTPException as error:
-            return _refusal(error.status, error.reason)
+            return refusal(error.status, error.reason)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
             log.exception("%s failed", request.path)
-            return _refusal(500, f"internal error: {type(error).__name__}: {error}")
+            return refusal(500, f"internal error: {type(error).__name__}: {error}")
 
     async def _generate(self, http: web.BaseRequest) -> web.StreamResponse:
         generation = read(await http.read(), self._limits)
@@ -104,7 +108,7 @@ class Server:
                 self._scheduler.withdraw(request)
         failed = next((reply for reply in replies if _status(reply) >= 400), None)
         if failed is not None:
-            return _refusal(_status(failed), failed["meta_info"]["finish_reason"]["message"])
+            return refusal(_status(failed), failed["meta_info"]["finish_reason"]["message"])
         return _json(replies if generation.batched else replies[0])
 
     async def _stream(self, http: web.BaseRequest, generation: Generation) -> web.StreamResponse:
@@ -213,10 +217,6 @@ def _status(reply: dict[str, Any]) -> int:
 
 def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(body=_encode(value), status=status, content_type="application/json")
-
-
-def _refusal(status: int, message: str) -> web.Response:
-    return _json({"error": {"message": message, "code": status}}, status)
 
 
 async def _read(http: web.BaseRequest, kind: type[_B]) -> _B:
