@@ -49,13 +49,13 @@ class OneTokenPlan:
         dense = len(rows) >= _DENSE * self._n_rows
         self._rows_N: Tensor | None = None
         if len(rows) < self._n_rows or any(row != i for i, row in enumerate(rows)):
-            self._rows_N = torch.tensor(rows)
+            self._rows_N = torch.tensor(rows, device=cache.device)
         self._gather = self._rows_N is not None and not dense
-        lengths_N = torch.tensor(lengths)
+        lengths_N = torch.tensor(lengths, device=cache.device)
         if self._rows_N is not None and dense:
-            lengths_N = torch.ones(self._n_rows, dtype=torch.long).index_copy_(0, self._rows_N, lengths_N)
-        outside = torch.arange(self._n_positions) >= lengths_N.unsqueeze(1)
-        mask = torch.zeros(outside.shape).masked_fill_(outside, -torch.inf)
+            lengths_N = lengths_N.new_ones(self._n_rows).index_copy_(0, self._rows_N, lengths_N)
+        outside = torch.arange(self._n_positions, device=cache.device) >= lengths_N.unsqueeze(1)
+        mask = torch.zeros(outside.shape, device=cache.device).masked_fill_(outside, -torch.inf)
         self._mask_N11P = mask[:, None, None, :]
 
     def attend(self, layer: int, q_NQD: Tensor) -> Tensor:
@@ -91,8 +91,9 @@ class SpansPlan:
                 self._masks_TP.append(None)
                 continue
             n_positions = span.start + span.n_tokens
-            ahead = torch.arange(n_positions) > torch.arange(span.start, n_positions).unsqueeze(1)
-            self._masks_TP.append(torch.zeros(ahead.shape).masked_fill_(ahead, -torch.inf))
+            positions_P = torch.arange(n_positions, device=cache.device)
+            ahead = positions_P > positions_P[span.start :].unsqueeze(1)
+            self._masks_TP.append(torch.zeros(ahead.shape, device=cache.device).masked_fill_(ahead, -torch.inf))
 
     def attend(self, layer: int, q_NQD: Tensor) -> Tensor:
         """See `Plan`."""

@@ -1,4 +1,4 @@
-"""A Qwen2, Qwen3 and Llama decoder for inference in fp32 on CPU, with little Python per step.
+"""A Qwen2, Qwen3 and Llama decoder for inference in fp32, with little Python per step; made for a CPU, it runs on any device.
 
 The architecture is that of the Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388) and Llama (arXiv 2407.21783) reports:
 pre-norm decoder with
@@ -28,20 +28,23 @@ class Decoder:
         self.weights = weights
         self._q_width = config.n_heads * config.head_dim
         self._qk_width = self._q_width + config.n_kv_heads * config.head_dim
-        self._eps_11 = torch.full((1, 1), config.rms_norm_eps)
+        self.device = weights.embed_VH.device
+        self._eps_11 = torch.full((1, 1), config.rms_norm_eps, device=self.device)
         self._qk_heads = config.n_heads + config.n_kv_heads
 
     @classmethod
-    def from_tensors(cls, config: ModelConfig, tensors: Mapping[str, Tensor], n_positions: int) -> Decoder:
+    def from_tensors(
+        cls, config: ModelConfig, tensors: Mapping[str, Tensor], n_positions: int, device: str | torch.device = "cpu"
+    ) -> Decoder:
         """A decoder for sequences of at most `n_positions` tokens from tensors named as by `transformers`."""
-        return cls(config, fuse(tensors, config, n_positions))
+        return cls(config, fuse({name: tensor.to(device) for name, tensor in tensors.items()}, config, n_positions))
 
     @torch.inference_mode()
     def decode(self, cache: KvCache, rows: Sequence[int], ids: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Feeds one token per row at its position; returns logits [N, V] in fp32. Rows are distinct."""
-        rows_N, positions_N = torch.tensor(rows), torch.tensor(positions)
+        rows_N, positions_N = self._ids(rows), self._ids(positions)
         plan = OneTokenPlan(cache, self.config.n_kv_heads, rows, [position + 1 for position in positions])
-        x_NH = self.weights.embed_VH.index_select(0, torch.tensor(ids))
+        x_NH = self.weights.embed_VH.index_select(0, self._ids(ids))
         return self._forward(cache, x_NH, rows_N, positions_N, plan, None)
 
     @torch.inference_mode()
@@ -55,11 +58,14 @@ class Decoder:
         for row, start, part in parts:
             spans.append(Span(row, start, len(ids), len(part)))
             ids.extend(part)
-        rows_N = torch.cat([torch.full((span.n_tokens,), span.row) for span in spans])
-        positions_N = torch.cat([torch.arange(span.start, span.start + span.n_tokens) for span in spans])
+        rows_N = torch.cat([torch.full((span.n_tokens,), span.row) for span in spans]).to(self.device)
+        positions_N = torch.cat([torch.arange(span.start, span.start + span.n_tokens) for span in spans]).to(self.device)
         plan = SpansPlan(cache, self.config.n_kv_heads, spans)
-        x_NH = self.weights.embed_VH.index_select(0, torch.tensor(ids))
+        x_NH = self.weights.embed_VH.index_select(0, self._ids(ids))
         return self._forward(cache, x_NH, rows_N, positions_N, plan, spans)
+
+    def _ids(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, device=self.device)
 
     def _forward(
         self, cache: KvCache, x_NH: Tensor, rows_N: Tensor, positions_N: Tensor, plan: Plan, spans: list[Span] | None
@@ -71,7 +77,7 @@ class Decoder:
             q_NQD = self._project(layer, _normed(x_NH, eps), rotation_N1C, cache, entries_LN[i])
             if spans is not None and i == config.n_layers - 1:
                 # Only the last token of each part goes on: its keys and values are written, no one reads the others.
-                last_N = torch.tensor([span.first + span.n_tokens - 1 for span in spans])
+                last_N = self._ids([span.first + span.n_tokens - 1 for span in spans])
                 x_NH, q_NQD = x_NH.index_select(0, last_N), q_NQD.index_select(0, last_N)
                 lengths = [span.start + span.n_tokens for span in spans]
                 plan = OneTokenPlan(cache, config.n_kv_heads, [span.row for span in spans], lengths)

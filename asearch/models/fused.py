@@ -41,7 +41,7 @@ class FusedLayer:
 
 @dataclass(frozen=True, slots=True)
 class FusedWeights:
-    """All that a forward pass reads, in fp32 on CPU."""
+    """All that a forward pass reads, in fp32 on one device."""
 
     embed_VH: Tensor
     layers: tuple[FusedLayer, ...]
@@ -68,14 +68,14 @@ def fuse(tensors: Mapping[str, Tensor], config: ModelConfig, n_positions: int) -
         embed_VH=embed,
         layers=tuple(_layer(full, config, i) for i in range(config.n_layers)),
         head_HV=(head * full["model.norm.weight"]).t().contiguous(),
-        rotation_LC=_rotation(config, n_positions),
+        rotation_LC=_rotation(config, n_positions).to(embed.device),
     )
 
 
 def _layer(full: Mapping[str, Tensor], config: ModelConfig, i: int) -> FusedLayer:
     at, mlp, layer = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp.", f"model.layers.{i}."
     d = config.head_dim
-    pairs = torch.arange(d).view(2, d // 2).t().reshape(-1)
+    pairs = torch.arange(d, device=full["model.embed_tokens.weight"].device).view(2, d // 2).t().reshape(-1)
 
     def paired(tensor: Tensor) -> Tensor:
         return tensor.unflatten(0, (-1, d))[:, pairs].flatten(0, 1)

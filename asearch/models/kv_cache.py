@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 
 import torch
@@ -15,23 +16,29 @@ _MAP_NORESERVE = 0x4000
 class KvCache:
     """`n_rows` rows of `n_positions` positions for every layer, in fp32.
 
-    The memory is an anonymous mapping that starts as zeros and becomes resident only where it is written, so rows may
-    be as long as the model allows. Values never written are zeros, so a masked position never contributes NaN.
+    On a CPU the memory is an anonymous mapping that starts as zeros and becomes resident only where it is written, so rows
+    may be as long as the model allows; on another device all of it is taken at once. Values never written are zeros, so a
+    masked position never contributes NaN.
     """
 
-    def __init__(self, config: ModelConfig, n_rows: int, n_positions: int) -> None:
+    def __init__(self, config: ModelConfig, n_rows: int, n_positions: int, device: str | torch.device = "cpu") -> None:
         self.n_rows = n_rows
         self.n_positions = n_positions
         self.kv_width = config.n_kv_heads * config.head_dim
         shape = (n_rows, config.n_layers, n_positions, 2 * self.kv_width)
-        size_bytes = self.size_bytes(config, n_rows, n_positions)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._memory = mmap.mmap(-1, size_bytes, flags=flags)
-        self.kv_SLPW: Tensor = torch.frombuffer(self._memory, dtype=torch.float32).view(shape)
+        self.device = torch.device(device)
+        self._memory: mmap.mmap | None = None
+        if self.device.type == "cpu":
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            self._memory = mmap.mmap(-1, self.size_bytes(config, n_rows, n_positions), flags=flags)
+            held = torch.frombuffer(self._memory, dtype=torch.float32)
+        else:
+            held = torch.zeros(math.prod(shape), dtype=torch.float32, device=self.device)
+        self.kv_SLPW: Tensor = held.view(shape)
         """[rows, layers, positions, keys then values of all key heads]"""
         self.flat_XW: Tensor = self.kv_SLPW.view(-1, shape[-1])
         """The same memory with one entry per (row, layer, position)."""
-        self._layer_starts_L1 = (torch.arange(config.n_layers) * n_positions).unsqueeze(1)
+        self._layer_starts_L1 = (torch.arange(config.n_layers, device=self.device) * n_positions).unsqueeze(1)
         self._row_stride = config.n_layers * n_positions
 
     @staticmethod
@@ -54,5 +61,8 @@ class KvCache:
         self.kv_SLPW[b, :, :n_tokens] = held
 
     def clear(self) -> None:
-        """Zeroes all rows and returns their memory to the system."""
-        self._memory.madvise(mmap.MADV_DONTNEED)
+        """Zeroes all rows; on a CPU their memory goes back to the system."""
+        if self._memory is None:
+            self.kv_SLPW.zero_()
+        else:
+            self._memory.madvise(mmap.MADV_DONTNEED)

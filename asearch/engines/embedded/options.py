@@ -30,6 +30,8 @@ class Options:
     weight_version: str
     seed: int
     die_with_parent: bool
+    device: str = "cpu"
+    """As torch names it."""
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
@@ -55,6 +57,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--dtype", choices=["float32", "auto"], default="float32", help="weights are computed with in fp32 always")
     add("--seed", type=int, default=0, help="of requests that bring no sampling_seed")
     add("--die-with-parent", action="store_true", help="end when the process that started this one ends (Linux)")
+    add("--device", default="cpu", help="where to compute, e.g. cuda or cuda:1")
     given = vars(parser.parse_args(argv))
     del given["dtype"]
     return Options(**given)

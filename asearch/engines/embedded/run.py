@@ -47,22 +47,23 @@ about the length of a step, which has tens of points where it could be held up s
 
 
 def serve(options: Options) -> None:
-    """Serves until SIGTERM or SIGINT. Raises `InputError` for a model and `EngineError` for a port not to be had."""
+    """Serves until SIGTERM or SIGINT. Raises `InputError` for a model or a device, `EngineError` for a port, not to be had."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     sys.setswitchinterval(_SWITCH_S)
     _keep_freed_memory()
     if options.die_with_parent:
         die_with_parent(signal.SIGTERM)
     torch.set_num_threads(options.threads)
+    device = _device(options.device)
     listener = _bind(options)
     config = ModelConfig.load(options.model_path)
     context_length = min(options.context_length or _DEFAULT_CONTEXT, config.max_positions)
     if options.context_length and options.context_length > config.max_positions:
         raise InputError(f"--context-length {options.context_length} exceeds the model's {config.max_positions}")
     tensors = load_weights(options.model_path, config)
-    decoder = Decoder.from_tensors(config, tensors, context_length)
+    decoder = Decoder.from_tensors(config, tensors, context_length, device)
     del tensors
-    cache = KvCache(config, _n_rows(options, config, context_length), context_length)
+    cache = KvCache(config, _n_rows(options, config, context_length, device), context_length, device)
     tokenizer = _tokenizer(options.model_path)
     limits = _limits(options, config, context_length, tokenizer)
     batch = Batch(
@@ -145,9 +146,24 @@ def _bind(options: Options) -> socket.socket:
     return listener
 
 
-def _n_rows(options: Options, config: ModelConfig, context_length: int) -> int:
+def _device(name: str) -> torch.device:
+    """Raises InputError for a device that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: this server computes on cpu and cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+def _n_rows(options: Options, config: ModelConfig, context_length: int, device: torch.device) -> int:
     wanted = max(options.cache_rows or 2 * options.max_running_requests, options.max_running_requests + 1)
-    fitting = _CACHE_BYTES // KvCache.size_bytes(config, 1, context_length)
+    # On a GPU the cache is taken at once: half of what the weights have left stays for what a step computes.
+    at_most = _CACHE_BYTES if device.type == "cpu" else min(_CACHE_BYTES, torch.cuda.mem_get_info(device)[0] // 2)
+    fitting = at_most // KvCache.size_bytes(config, 1, context_length)
     if fitting < 2:
         raise InputError(f"two sequences of {context_length} tokens do not fit in memory: lower --context-length")
     return min(wanted, fitting)

@@ -48,19 +48,23 @@ def sample(logits_BV: Tensor, requests: Sequence[Request]) -> tuple[list[int], l
 
 def _draw(raw_BV: Tensor, requests: Sequence[Request], samplings: list[Sampling]) -> Tensor:
     u = uniforms([sampling.seed for sampling in samplings], [len(request.output) for request in requests])
-    u_B1 = torch.from_numpy(u).unsqueeze(1)
+    u_B1 = torch.from_numpy(u).to(raw_BV.device).unsqueeze(1)
     if all(sampling.plain for sampling in samplings):
         return _invert(raw_BV.exp(), u_B1)
     scaled_BV = _without_stops(raw_BV, requests)
     greedy_B1 = scaled_BV.argmax(-1, keepdim=True)
-    temperatures = torch.tensor([sampling.temperature or 1.0 for sampling in samplings]).unsqueeze(1)
+    temperatures = _column([sampling.temperature or 1.0 for sampling in samplings], raw_BV.device)
     probs_BV = torch.softmax(scaled_BV / temperatures, -1)
     if any(sampling.top_p < 1.0 or sampling.top_k for sampling in samplings):
         drawn_B1 = _filtered(probs_BV, u_B1, samplings)
     else:
         drawn_B1 = _invert(probs_BV, u_B1)
-    is_greedy = torch.tensor([sampling.temperature == 0.0 for sampling in samplings]).unsqueeze(1)
+    is_greedy = _column([sampling.temperature == 0.0 for sampling in samplings], raw_BV.device)
     return torch.where(is_greedy, greedy_B1, drawn_B1)
+
+
+def _column(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).unsqueeze(1)
 
 
 def _invert(probs_BV: Tensor, u_B1: Tensor) -> Tensor:
@@ -72,10 +76,10 @@ def _invert(probs_BV: Tensor, u_B1: Tensor) -> Tensor:
 def _filtered(probs_BV: Tensor, u_B1: Tensor, samplings: list[Sampling]) -> Tensor:
     n_vocab = probs_BV.shape[1]
     sorted_BV, order_BV = probs_BV.sort(-1, descending=True)
-    top_p_B1 = torch.tensor([sampling.top_p for sampling in samplings]).unsqueeze(1)
-    top_k_B1 = torch.tensor([sampling.top_k or n_vocab for sampling in samplings]).unsqueeze(1)
+    top_p_B1 = _column([sampling.top_p for sampling in samplings], probs_BV.device)
+    top_k_B1 = _column([sampling.top_k or n_vocab for sampling in samplings], probs_BV.device)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
-    outside = (before_BV > top_p_B1) | (torch.arange(n_vocab) >= top_k_B1)
+    outside = (before_BV > top_p_B1) | (torch.arange(n_vocab, device=probs_BV.device) >= top_k_B1)
     outside[:, 0] = False
     return order_BV.gather(1, _invert(sorted_BV.masked_fill(outside, 0.0), u_B1))
 

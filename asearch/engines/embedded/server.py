@@ -177,7 +177,7 @@ class Server:
 
     def _load(self, folder: str) -> Decoder:
         tensors = load_weights(folder, self._config)
-        return Decoder.from_tensors(self._config, tensors, self._limits.context_length)
+        return Decoder.from_tensors(self._config, tensors, self._limits.context_length, self._options.device)
 
     async def _abort(self, http: web.BaseRequest) -> web.StreamResponse:
         body = await _read(http, _Abort)
