@@ -1,4 +1,4 @@
-"""Causal attention over packed (thd) sequences on a CPU: sequences of similar length are padded into dense batches.
+"""Causal attention over packed (thd) sequences without Transformer Engine: those of similar length are padded into dense batches.
 
 Only attention sees the padding; every other layer works on the packed tokens. A right-padded row is never a key of a real
 query under a causal mask, so no further mask is needed.
@@ -63,7 +63,7 @@ def packed_layout(lengths: Sequence[int]) -> PackedLayout:
 
 
 class PackedAttention(MegatronModule):
-    """Core attention of the CPU layer spec."""
+    """Core attention of the layer spec without Transformer Engine."""
 
     def __init__(self, config: Any, softmax_scale: float | None = None, *, rope: Rope, **_unused: Any) -> None:
         super().__init__(config=config)
@@ -102,7 +102,7 @@ class PackedAttention(MegatronModule):
 
     def _rotated(self, x_PW: Tensor, length: int) -> Tensor:
         head_dim = cast("int", self.config.kv_channels)
-        cos, sin = tables(length, x_PW.shape[1] // head_dim, head_dim, self.rope, x_PW.dtype)
+        cos, sin = tables(length, x_PW.shape[1] // head_dim, head_dim, self.rope, x_PW)
         return rotate(x_PW, cos, sin, head_dim)
 
 

@@ -168,7 +168,7 @@ def _attend(q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, chunk: int, scale: f
 
 
 def _rotated(x_PW: Tensor, shape: tuple[int, int], layout: ContextLayout, head_dim: int, rope: Rope) -> Tensor:
-    cos, sin = tables(shape[1], x_PW.shape[1] // head_dim, head_dim, rope, x_PW.dtype)
+    cos, sin = tables(shape[1], x_PW.shape[1] // head_dim, head_dim, rope, x_PW)
     own = own_positions(shape[1], layout.rank, layout.size)
     return rotate(x_PW, cos[own], sin[own], head_dim)
 

@@ -1,7 +1,7 @@
 """Elementwise layers of the CPU spec as single autograd operations, worked off in blocks of rows that stay in the cache.
 
 Composed of torch's own operations they take several passes over main memory each, forward and backward; on small models
-that costs as much as the matrix products.
+that costs as much as the matrix products. On another device all rows are one block: there each operation costs its launch.
 """
 
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         width = x.shape[1] // 2
         activated, out = x.new_empty(x.shape[0], width), x.new_empty(x.shape[0], width)
-        for rows in _blocks(*x.shape):
+        for rows in _blocks(x):
             torch.ops.aten.silu.out(x[rows, :width], out=activated[rows])
             torch.mul(activated[rows], x[rows, width:], out=out[rows])
         # Kept, because on a CPU the exponential costs more than reading it back.
@@ -64,7 +64,7 @@ class _SwiGLU(torch.autograd.Function):
         x, activated = cast("tuple[Tensor, Tensor]", ctx.saved_tensors)
         width = x.shape[1] // 2
         grad = torch.empty_like(x)
-        for rows in _blocks(*x.shape):
+        for rows in _blocks(x):
             g = grad_out[rows]
             torch.mul(g, activated[rows], out=grad[rows, width:])
             torch.ops.aten.silu_backward.grad_input(g * x[rows, width:], x[rows, :width], grad_input=grad[rows, :width])
@@ -76,7 +76,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         out = torch.empty_like(x)
         scale = x.new_empty(x.shape[0], 1, dtype=torch.float32)
-        for rows in _blocks(*x.shape):
+        for rows in _blocks(x):
             block = x[rows].float()
             scale[rows, 0] = torch.linalg.vecdot(block, block).div_(x.shape[1]).add_(eps).rsqrt_()
             torch.mul((block * scale[rows]).to(x.dtype), weight, out=out[rows])
@@ -87,8 +87,8 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, scale = cast("tuple[Tensor, Tensor, Tensor]", ctx.saved_tensors)
         grad = torch.empty_like(x)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32)
-        for rows in _blocks(*x.shape):
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for rows in _blocks(x):
             normed = x[rows].float() * scale[rows]
             g = grad_out[rows].float()
             grad_weight += torch.linalg.vecdot(g, normed, dim=0)
@@ -118,14 +118,15 @@ def _halves_swapped(x: Tensor, head_dim: int) -> Tensor:
     # Whole halves are copied as rows: four times as fast as a flip, whose inner loop is as short as a half.
     halves = x.view(-1, head_dim // 2)
     n = halves.shape[0]
-    return halves.index_select(0, _swapped(1 << (n - 1).bit_length())[:n]).view_as(x)
+    return halves.index_select(0, _swapped(1 << (n - 1).bit_length(), x.device)[:n]).view_as(x)
 
 
 @lru_cache(maxsize=8)
-def _swapped(n: int) -> Tensor:
-    return torch.arange(n).view(-1, 2).flip(1).reshape(-1)
+def _swapped(n: int, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device).view(-1, 2).flip(1).reshape(-1)
 
 
-def _blocks(n_rows: int, width: int) -> Iterator[slice]:
-    step = max(BLOCK_ELEMENTS // width, 1)
+def _blocks(x: Tensor) -> Iterator[slice]:
+    n_rows, width = x.shape
+    step = max(BLOCK_ELEMENTS // width, 1) if x.device.type == "cpu" else n_rows
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))

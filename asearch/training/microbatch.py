@@ -1,7 +1,8 @@
 """Micro-batches: packed tensors of the sequences that one forward pass takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,13 +47,17 @@ class MicroBatch:
         """The same on `device`."""
         if device.type == "cpu":
             return self
-        moved = {name: value.to(device) for name in self.__slots__ if isinstance(value := getattr(self, name), Tensor)}
-        return replace(self, **moved)
+        return replace(self, **_moved(self, device), layout=replace(self.layout, **_moved(self.layout, device)))
 
     @property
     def held_targets(self) -> Tensor:
         """Targets of the loss tokens that this rank holds."""
         return self.targets_N if self.held is None else self.targets_N[self.held.held_M.to(self.targets_N.device)]
+
+
+def _moved(of: "MicroBatch | PackedLayout | ContextLayout", device: torch.device) -> dict[str, Any]:
+    values = {field.name: getattr(of, field.name) for field in fields(of) if field.init}
+    return {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def micro_batches(

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, set_tensor_model_parallel_attributes
@@ -76,7 +77,7 @@ def transformer_config(model: ModelConfig, settings: TrainerSettings) -> Transfo
     """Megatron's configuration for `model`. Raises InputError for what its layers cannot express."""
     if model.o_bias:
         raise InputError("a bias on the attention's output projection is not supported by the trainer")
-    gpu = torch.cuda.is_available()
+    gpu, fused = torch.cuda.is_available(), uses_transformer_engine(settings)
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     return TransformerConfig(
         num_layers=model.n_layers,
@@ -102,12 +103,12 @@ def transformer_config(model: ModelConfig, settings: TrainerSettings) -> Transfo
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",  # noqa: S106
         calculate_per_token_loss=True,
-        persist_layer_norm=gpu,
+        persist_layer_norm=fused,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
-        bias_activation_fusion=gpu,
-        bias_dropout_fusion=gpu,
-        apply_rope_fusion=gpu,
+        bias_activation_fusion=fused,
+        bias_dropout_fusion=fused,
+        apply_rope_fusion=fused,
         tensor_model_parallel_size=settings.tensor_parallel,
         pipeline_model_parallel_size=settings.pipeline_parallel,
         context_parallel_size=settings.context_parallel,
@@ -115,6 +116,16 @@ def transformer_config(model: ModelConfig, settings: TrainerSettings) -> Transfo
         **_recompute(settings),
         **expert_options(model, settings),
     )
+
+
+def uses_transformer_engine(settings: TrainerSettings) -> bool:
+    """Whether the layers are Transformer Engine's. Raises ConfigError where they are asked for and cannot be."""
+    there = torch.cuda.is_available() and HAVE_TE
+    if settings.transformer_engine and not there:
+        raise ConfigError(
+            "trainer.transformer_engine is true, but there is no CUDA device, or transformer_engine is not installed"
+        )
+    return there and settings.transformer_engine is not False
 
 
 def _recompute(settings: TrainerSettings) -> dict[str, Any]:
@@ -129,16 +140,16 @@ def build_model(model: ModelConfig, settings: TrainerSettings) -> PolicyModel:
     config = transformer_config(model, settings)
     built = PolicyModel(
         config=config,
-        transformer_layer_spec=_layer_spec(model, config),
+        transformer_layer_spec=_layer_spec(model, config, settings),
         vocab_size=padded_vocab_size(model, settings.tensor_parallel),
         max_sequence_length=model.max_positions,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=model.tied,
         # PackedAttention rotates queries and keys itself, where their positions are aligned.
-        position_embedding_type="rope" if torch.cuda.is_available() else "none",
+        position_embedding_type="rope" if uses_transformer_engine(settings) else "none",
         rotary_base=cast("int", model.rope_theta),
-        **_rope_scaling(model),
+        **(_rope_scaling(model) if uses_transformer_engine(settings) else {}),
     )
     if built.post_process and config.sequence_parallel:
         # Its input is gathered before rows are selected.
@@ -166,15 +177,17 @@ def _mark_shards(built: PolicyModel, model: ModelConfig) -> None:
 def _rope_scaling(model: ModelConfig) -> dict[str, Any]:
     """Megatron's options for the rotation that Transformer Engine's attention takes; it knows one shape of scaling alone."""
     scaling = model.rope_scaling
-    if scaling is None or not torch.cuda.is_available():
+    if scaling is None:
         return {}
     if (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings) != (1.0, 4.0, 8192):
-        raise InputError("on CUDA the trainer supports llama3 RoPE only with the factors 1 and 4 and 8192 original positions")
+        raise InputError(
+            "with Transformer Engine the trainer supports llama3 RoPE only with the factors 1 and 4 and 8192 original positions"
+        )
     return {"rope_scaling": True, "rope_scaling_factor": scaling.factor}
 
 
-def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
-    if torch.cuda.is_available():
+def _layer_spec(model: ModelConfig, config: TransformerConfig, settings: TrainerSettings) -> ModuleSpec:
+    if uses_transformer_engine(settings):
         n_experts = model.experts.n_experts if model.experts else None
         return get_gpt_layer_with_transformer_engine_spec(num_experts=n_experts, qk_layernorm=model.qk_norm)
     layer = copy.deepcopy(get_gpt_layer_local_spec(qk_layernorm=model.qk_norm, normalization="RMSNorm"))

@@ -67,6 +67,8 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Trained tokens of one policy step that are kept with position and log-probability, whole episodes in batch order, to be
     looked at later; 0 keeps none and no advantages. 8 bytes each, in the archive of the run."""
     precision: Precision = "fp32"
+    transformer_engine: bool | None = None
+    """Whether layers are Transformer Engine's; None: where there is a CUDA device and it is installed."""
     threads: int = 1
     """Threads of each rank."""
     tensor_parallel: int = 1
