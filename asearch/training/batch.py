@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from asearch.errors import TrainingError
-from asearch.learning.advantages import estimators, whiten
+from asearch.learning.advantages import GAE, estimators, whiten
 from asearch.learning.objectives import Objective
 from asearch.learning.staleness import segment_age, stale
 from asearch.training.columns import columns_of
@@ -40,6 +41,8 @@ class Batch:
     sequences: list[TrainingSequence] = field(default_factory=lambda: [])
     advantages: list[float] = field(default_factory=lambda: [])
     """By episode number."""
+    by_token: bool = False
+    """Whether a critic makes advantages of what `advantages` holds, the rewards: then 0 is a signal too."""
     staleness: Counter[int] = field(default_factory=lambda: Counter())
     """Trained tokens by staleness."""
     masked: list[int] = field(default_factory=lambda: [])
@@ -54,10 +57,14 @@ class Batch:
         """Loss tokens of the batch."""
         return sum(len(s.trained_N) for s in self.sequences)
 
+    def has_signal(self, sequences: Sequence[TrainingSequence]) -> bool:
+        """Whether anything can be learned from `sequences`."""
+        return any(self.by_token or self.advantages[s.episode] != 0.0 for s in sequences)
+
 
 def compose(command: TrainStep, objective: Objective, settings: TrainerSettings) -> Batch:
     """Read the segments of `command`. Raises TrainingError for anything that must not be learned from."""
-    batch = Batch()
+    batch = Batch(by_token=objective.uses_advantages and settings.algorithm.advantage == GAE)
     for number, group in enumerate(command.groups):
         for episode in group.episodes:
             if not math.isfinite(episode.reward):
@@ -109,7 +116,7 @@ def _advantages(command: TrainStep, batch: Batch, settings: TrainerSettings) -> 
     rewards = [[episode.reward for episode in group.episodes] for group in command.groups]
     algorithm = settings.algorithm
     advantages = estimators.get(algorithm.advantage)(rewards)
-    if algorithm.normalise_advantages:
+    if algorithm.normalise_advantages and not batch.by_token:
         tokens = Counter({e: 0 for e in range(len(batch.lengths))})
         for sequence in batch.sequences:
             tokens[sequence.episode] += len(sequence.trained_N)

@@ -9,14 +9,20 @@ from pathlib import Path
 from threading import Thread
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from asearch.errors import CheckpointError
 from asearch.training.agreement import agreed
+from asearch.training.critic import Critic
 from asearch.training.fragments import RNG, WEIGHT, CheckpointFiles, Part, files_of
 from asearch.training.learner import Learner
 from asearch.training.optimizer_state import MAIN, Trained, trained
 from asearch.training.state_files import State, write_state
+
+CRITIC_FILE = "rank0.critic.safetensors"
+"""Weights and optimizer state of the critic, where there is one: it is on one rank."""
 
 
 class CheckpointWriter:
@@ -82,6 +88,8 @@ def state_of(learner: Learner) -> State:
         for name, tensor in each.fields().items() if each.writes_state else ():
             part = each.part(each.start, each.end) if tensor.dim() else Part(0, 1, (), 0, 1)
             add(optimizer, f"{name}/{each.name}", tensor, part)
+    if learner.critic is not None:
+        state.tensors[CRITIC_FILE] = learner.critic.state()
     rng = torch.get_rng_state()
     add(optimizer, RNG, rng, Part(0, 1, tuple(rng.shape), 0, rng.numel()))
     return state
@@ -95,6 +103,7 @@ def restore_checkpoint(learner: Learner, folder: Path) -> None:
     here = trained(learner)
     with agreed(f"restore {folder}", CheckpointError):
         files = CheckpointFiles(folder, learner.model_config)
+        critic = None if learner.critic is None else critic_of(folder, learner.critic)
         rng = files.rng(learner.position.rank, verify=True)
         for each in here:
             for name in (WEIGHT, *_fields(files, each)):
@@ -104,8 +113,20 @@ def restore_checkpoint(learner: Learner, folder: Path) -> None:
             each.parameter.copy_(_tensor(files, learner, each, WEIGHT))
             found = {name: each.own(_tensor(files, learner, each, name)) for name in _fields(files, each)}
             each.set_fields(found.pop(MAIN, None), found)
+    if learner.critic is not None and critic is not None:
+        learner.critic.restore(critic)
     if rng is not None:
         torch.set_rng_state(rng)
+
+
+def critic_of(folder: Path, critic: Critic) -> dict[str, Tensor]:
+    """The state of the critic in a checkpoint. Raises CheckpointError if there is none of this model."""
+    try:
+        held = load_file(folder / CRITIC_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the critic's state {folder / CRITIC_FILE}: {error}") from error
+    critic.check(held)
+    return held
 
 
 def _fields(files: CheckpointFiles, each: Trained) -> list[str]:

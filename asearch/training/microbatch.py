@@ -17,6 +17,21 @@ from asearch.training.context import WHOLE, ContextLayout, HeldTokens, Split, co
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What was computed of sequences before an update, one (N,) tensor of loss tokens a sequence; None: nothing."""
+
+    proximal: Sequence[Tensor] | None = None
+    reference: Sequence[Tensor] | None = None
+    advantages: Sequence[Tensor] | None = None
+    """By token; None: those of the episodes."""
+    values: Sequence[Tensor] | None = None
+    returns: Sequence[Tensor] | None = None
+
+
+NOTHING = Known()
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """T packed input tokens and the N tokens that a loss is taken over, in packed order.
 
@@ -36,6 +51,11 @@ class MicroBatch:
     episode_N: Tensor
     group_N: Tensor
     proximal_N: Tensor | None
+    reference_N: Tensor | None
+    values_N: Tensor | None
+    """A critic's values before the update."""
+    returns_N: Tensor | None
+    """What a critic is to learn."""
     divisor: int
     """The batch's divisor in its first micro-batch, else 0: megatron divides by the sum over micro-batches and ranks."""
     held: HeldTokens | None = None
@@ -65,10 +85,10 @@ def micro_batches(
     advantages: Sequence[float],
     weights: TokenWeights,
     token_budget: int,
-    proximal: Sequence[Tensor] | None = None,
+    known: Known = NOTHING,
     split: Split = WHOLE,
 ) -> list[MicroBatch]:
-    """Pack `sequences` (each with at least one loss token); `proximal` holds one (N,) tensor a sequence, if known.
+    """Pack `sequences` (each with at least one loss token), of which `known` is known.
 
     Without sequences it is one dummy, because the ranks of a group take part in every pass.
     """
@@ -77,13 +97,13 @@ def micro_batches(
     packed = pack([len(s.ids_T) - 1 for s in sequences], token_budget)
     result: list[MicroBatch] = []
     for number, members in enumerate(packed):
-        result.append(_micro_batch(sequences, members, advantages, weights, proximal, split, first=number == 0))
+        result.append(_micro_batch(sequences, members, advantages, weights, known, split, first=number == 0))
     return result
 
 
 def _dummy(divisor: int, split: Split) -> MicroBatch:
     nothing = TrainingSequence(np.zeros(2, np.int64), np.ones(1, np.int64), np.zeros(1, np.float32), 0, 0, "")
-    made = _micro_batch([nothing], [0], [0.0], TokenWeights([0.0], divisor), None, split, first=True)
+    made = _micro_batch([nothing], [0], [0.0], TokenWeights([0.0], divisor), NOTHING, split, first=True)
     return replace(made, is_dummy=True)
 
 
@@ -97,7 +117,7 @@ def _micro_batch(
     members: list[int],
     advantages: Sequence[float],
     weights: TokenWeights,
-    proximal: Sequence[Tensor] | None,
+    known: Known,
     split: Split,
     first: bool,
 ) -> MicroBatch:
@@ -109,6 +129,10 @@ def _micro_batch(
     def spread(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
         return torch.repeat_interleave(torch.tensor(values, dtype=dtype), torch.tensor(counts))
 
+    def joined(values: Sequence[Tensor] | None) -> Tensor | None:
+        return None if values is None else torch.cat([values[i] for i in members])
+
+    advantages_N = joined(known.advantages)
     rows = np.concatenate([start + s.trained_N - 1 for start, s in zip(starts, chosen, strict=True)])
     ids_T, layout, rows_N, held = _laid_out(
         torch.from_numpy(np.concatenate([s.ids_T[:-1] for s in chosen])), lengths, torch.from_numpy(rows), split
@@ -119,12 +143,15 @@ def _micro_batch(
         rows_N=rows_N,
         targets_N=torch.from_numpy(np.concatenate([s.ids_T[s.trained_N] for s in chosen])),
         behaviour_N=torch.from_numpy(np.concatenate([s.behaviour_N for s in chosen])),
-        advantages_N=spread([advantages[s.episode] for s in chosen], torch.float32),
+        advantages_N=spread([advantages[s.episode] for s in chosen], torch.float32) if advantages_N is None else advantages_N,
         weights_N=spread([weights.by_segment[i] for i in members], torch.float32),
         segment_N=spread(members, torch.int64),
         episode_N=spread([s.episode for s in chosen], torch.int64),
         group_N=spread([s.group for s in chosen], torch.int64),
-        proximal_N=None if proximal is None else torch.cat([proximal[i] for i in members]),
+        proximal_N=joined(known.proximal),
+        reference_N=joined(known.reference),
+        values_N=joined(known.values),
+        returns_N=joined(known.returns),
         divisor=weights.divisor if first else 0,
         held=held,
     )

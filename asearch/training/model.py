@@ -2,7 +2,8 @@
 
 import copy
 from functools import partial
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from megatron.core import parallel_state
@@ -18,11 +19,16 @@ from torch.nn.functional import silu
 
 from asearch.errors import ConfigError, InputError
 from asearch.models.config import ModelConfig
+from asearch.models.weights import FolderWeights
 from asearch.training.attention import PackedAttention, PackedLayout
 from asearch.training.experts import expert_options, expert_spec
 from asearch.training.layers import GatedMLP, RankNorm
-from asearch.training.mapping import Placement, global_name, is_divided
+from asearch.training.mapping import Placement, global_name, is_divided, load_hf
+from asearch.training.placement import current_position
 from asearch.training.settings import TrainerSettings
+
+
+Model = TypeVar("Model", bound="PolicyModel")
 
 
 class PolicyModel(GPTModel):
@@ -134,11 +140,24 @@ def _recompute(settings: TrainerSettings) -> dict[str, Any]:
     return {"recompute_granularity": "selective"} if settings.recompute == "selective" else {}
 
 
+def loaded(model_dir: Path, model: ModelConfig, settings: TrainerSettings) -> PolicyModel:
+    """The part of the model of a folder that this rank holds. Raises InputError if the folder does not fit."""
+    built = build_model(model, settings)
+    weights = {name: parameter.data for name, parameter in built.named_parameters()}
+    load_hf(weights, FolderWeights(model_dir, model), model, current_position(built.config).placement)
+    return built
+
+
 def build_model(model: ModelConfig, settings: TrainerSettings) -> PolicyModel:
     """The part of the model that this rank holds, with weights not yet set."""
+    return build(PolicyModel, model, settings)
+
+
+def build(kind: type[Model], model: ModelConfig, settings: TrainerSettings) -> Model:
+    """As `build_model`, for a model with another head."""
     check_parallel(model, settings)
     config = transformer_config(model, settings)
-    built = PolicyModel(
+    built = kind(
         config=config,
         transformer_layer_spec=_layer_spec(model, config, settings),
         vocab_size=padded_vocab_size(model, settings.tensor_parallel),

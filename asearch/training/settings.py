@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from asearch.errors import ConfigError
+from asearch.learning.advantages import GAE
 from asearch.learning.presets import Algorithm, CapMode, KlEstimator, Level, OldPolicy, RejectionLevel, preset
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -59,6 +60,10 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     gamma: float | None = None
     """Discount by token of the advantage `gae`."""
     gae_lambda: float | None = None
+    critic_lr: float | None = None
+    """Rate of the critic that the advantage `gae` trains, under the schedule of `lr`; unset: ten times `lr`."""
+    value_clip: float = 0.5
+    """Most that a value may change in an update and still be learned from; 0 is no bound."""
     minibatches: int = 1
     """Optimizer steps per policy step, over whole groups in order."""
     token_budget: int = 16384
@@ -97,6 +102,7 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "weight_decay",
             "clip_grad",
             "max_recorded_tokens",
+            "value_clip",
         )
         for name in positive:
             if getattr(self, name) <= 0:
@@ -111,6 +117,10 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.group_port <= 65_535:
             raise ValueError(f"group_port must be a port number or 0, not {self.group_port}")
+        if self.critic_lr is not None and self.critic_lr <= 0:
+            raise ValueError(f"critic_lr must be above 0, not {self.critic_lr}")
+        if self.algorithm.advantage == GAE and self.world_size > 1:
+            raise ValueError("advantage 'gae' trains a critic, which runs on one rank only: set every *_parallel to 1")
         if (refusal := self.algorithm.refusal()) is not None:
             raise ValueError(refusal)
 

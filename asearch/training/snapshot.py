@@ -5,34 +5,34 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from asearch.training.learner import Learner
+from asearch.training.trainable import Trainable
 
 
 class Snapshot:
-    """A copy of what training changes on this rank, in memory."""
+    """A copy of what training changes of a model on this rank, in memory."""
 
-    def __init__(self, learner: Learner) -> None:
-        self._weights = [tensor.clone() for tensor in learner.weights().values()]
-        self._main = [tensor.detach().clone() for tensor in _optimized(learner)]
+    def __init__(self, model: Trainable) -> None:
+        self._weights = [tensor.clone() for tensor in model.weights().values()]
+        self._main = [tensor.detach().clone() for tensor in _optimized(model)]
         self._states: list[dict[Any, dict[str, Any]]] = []
-        for inner in learner.inner_optimizers():
+        for inner in model.inner_optimizers():
             self._states.append({p: {k: v.clone() for k, v in entry.items()} for p, entry in inner.state.items()})
 
     @torch.no_grad()
-    def restore(self, learner: Learner) -> None:
+    def restore(self, model: Trainable) -> None:
         """Put everything back."""
-        for tensor, value in zip(learner.weights().values(), self._weights, strict=True):
+        for tensor, value in zip(model.weights().values(), self._weights, strict=True):
             tensor.copy_(value)
-        for tensor, value in zip(_optimized(learner), self._main, strict=True):
+        for tensor, value in zip(_optimized(model), self._main, strict=True):
             tensor.copy_(value)
-        for inner, state in zip(learner.inner_optimizers(), self._states, strict=True):
+        for inner, state in zip(model.inner_optimizers(), self._states, strict=True):
             inner.state.clear()
             inner.state.update(state)
 
 
-def _optimized(learner: Learner) -> list[Tensor]:
+def _optimized(model: Trainable) -> list[Tensor]:
     """The optimizer's own weights that are not the model's or parts of them: copies of a higher precision, under bf16."""
-    models = {tensor.untyped_storage().data_ptr() for tensor in learner.weights().values()}
-    groups = (group for inner in learner.inner_optimizers() for group in inner.param_groups)
+    models = {tensor.untyped_storage().data_ptr() for tensor in model.weights().values()}
+    groups = (group for inner in model.inner_optimizers() for group in inner.param_groups)
     all_of_them = (parameter for group in groups for parameter in cast("list[Tensor]", group["params"]))
     return [parameter for parameter in all_of_them if parameter.untyped_storage().data_ptr() not in models]

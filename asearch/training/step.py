@@ -3,7 +3,6 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -12,13 +11,15 @@ from torch import Tensor
 from asearch.errors import TrainingError
 from asearch.learning.objectives import is_maximum
 from asearch.training.batch import Batch, TrainingSequence, compose, masked_by_decile
+from asearch.training.beforehand import by_sequence, known_of, packed, packed_for_critic
 from asearch.training.learner import Learner
-from asearch.training.microbatch import MicroBatch, micro_batches, order_of
+from asearch.training.microbatch import Known
 from asearch.training.part import Part, part_of
 from asearch.training.recorded import Logprobs, trained_episodes
 from asearch.training.schedule import learning_rate
 from asearch.training.snapshot import Snapshot
 from asearch.training.totals import filled_in
+from asearch.training.trainable import Trainable
 from schemas.local import StepDone, TrainStep
 
 
@@ -32,7 +33,7 @@ def train_step(learner: Learner, command: TrainStep) -> StepDone:
     batch = compose(command, learner.objective, learner.settings)
     learner.check_ids(max((int(s.ids_T.max()) for s in batch.sequences), default=0))
     metrics = _batch_metrics(command, batch)
-    signal = any(batch.advantages[s.episode] != 0.0 for s in batch.sequences)
+    signal = batch.has_signal(batch.sequences)
     known: Logprobs = []
     if signal:
         updated, known = _update(learner, batch, command)
@@ -57,27 +58,25 @@ def train_step(learner: Learner, command: TrainStep) -> StepDone:
 
 def _update(learner: Learner, batch: Batch, command: TrainStep) -> tuple[dict[str, float], Logprobs]:
     """Metrics of the update, and the log-probabilities under the policy it began from of the sequences that it learned from."""
-    settings = learner.settings
-    parts = [part_of(chosen, learner.algorithm, learner.place) for chosen in _minibatches(batch, settings.minibatches)]
-    lr = learning_rate(settings, command.step)
+    parts = [part_of(chosen, learner.algorithm, learner.place) for chosen in _minibatches(batch, learner.settings.minibatches)]
+    lr = learning_rate(learner.settings, command.step)
+    known = known_of(learner, batch, parts, with_proximal=len(parts) > 1)
     if len(parts) == 1:
         (part,) = parts
         seen: list[Tensor] | None = [] if command.max_recorded_tokens else None
-        metrics = _optimize(learner, part, _packed(learner, batch, part, None), lr, seen)
-        return metrics, _by_sequence(learner, part.mine, seen) if seen else []
-    before = Snapshot(learner)
+        metrics = _optimize(learner, batch, part, known[0], lr, seen)
+        return metrics, by_sequence(learner, part.mine, seen) if seen else []
+    models: list[Trainable] = [learner] if learner.critic is None else [learner, learner.critic]
+    before = [Snapshot(model) for model in models]
     try:
-        proximal = [_proximal(learner, batch, part) for part in parts]
-        done = [
-            _optimize(learner, part, _packed(learner, batch, part, known), lr)
-            for part, known in zip(parts, proximal, strict=True)
-        ]
+        done = [_optimize(learner, batch, part, of, lr) for part, of in zip(parts, known, strict=True)]
     except TrainingError:
-        before.restore(learner)
+        for model, snapshot in zip(models, before, strict=True):
+            snapshot.restore(model)
         raise
     means = {name: (max if is_maximum(name) else statistics.fmean)([metrics[name] for metrics in done]) for name in done[0]}
-    known = zip(parts, proximal, strict=True)
-    return means, [pair for part, found in known if found is not None for pair in zip(part.mine, found, strict=True)]
+    pairs = [(part.mine, of.proximal) for part, of in zip(parts, known, strict=True) if of.proximal is not None]
+    return means, [pair for sequences, found in pairs for pair in zip(sequences, found, strict=True)]
 
 
 def _minibatches(batch: Batch, n: int) -> list[list[TrainingSequence]]:
@@ -87,7 +86,7 @@ def _minibatches(batch: Batch, n: int) -> list[list[TrainingSequence]]:
     parts: list[list[TrainingSequence]] = [[] for _ in range(n)]
     for sequence in batch.sequences:
         parts[part_of[sequence.group]].append(sequence)
-    return [part for part in parts if any(batch.advantages[s.episode] != 0.0 for s in part)]
+    return [part for part in parts if batch.has_signal(part)]
 
 
 def _known_to_all(learner: Learner, batch: Batch, known: Logprobs) -> Logprobs:
@@ -105,39 +104,22 @@ def _known_to_all(learner: Learner, batch: Batch, known: Logprobs) -> Logprobs:
     return [(sequence, found_N) for sequence, found_N, is_known in by_sequence if bool(is_known[0])]
 
 
-def _packed(learner: Learner, batch: Batch, part: Part, proximal: Sequence[Tensor] | None) -> list[MicroBatch]:
-    """The micro-batches of this replica."""
-    budget = learner.settings.token_budget
-    return micro_batches(part.mine, batch.advantages, part.weights, budget, proximal, learner.split)
-
-
-def _proximal(learner: Learner, batch: Batch, part: Part) -> list[Tensor] | None:
-    """Log-probabilities of this replica's sequences; None where another pipeline stage has them."""
-    known = learner.logprobs(_packed(learner, batch, part, None))
-    if not learner.place.is_last_stage:
-        return None
-    return [logprobs_N for _, logprobs_N in _by_sequence(learner, part.mine, known)]
-
-
-def _by_sequence(learner: Learner, sequences: Sequence[TrainingSequence], by_micro_batch: Sequence[Tensor]) -> Logprobs:
-    if not sequences or not by_micro_batch:
-        return []
-    order = order_of(sequences, learner.settings.token_budget)
-    parts = torch.cat(list(by_micro_batch)).split([len(sequences[i].trained_N) for i in order])
-    by_sequence = dict(zip(order, parts, strict=True))
-    return [(sequence, by_sequence[i]) for i, sequence in enumerate(sequences)]
-
-
 def _optimize(
-    learner: Learner, part: Part, batches: list[MicroBatch], lr: float, seen: list[Tensor] | None = None
+    learner: Learner, batch: Batch, part: Part, known: Known, lr: float, seen: list[Tensor] | None = None
 ) -> dict[str, float]:
-    sums = {name: float(value) for name, value in learner.accumulate(batches, seen).items()}
+    critic = learner.critic
+    # What can fail comes before anything changes.
+    of_critic = {} if critic is None else critic.accumulate(packed_for_critic(learner, batch, part, known))
+    sums = {name: float(value) for name, value in learner.accumulate(packed(learner, batch, part, known), seen).items()}
     broken = sorted(name for name in ("loss", "logprob") if not math.isfinite(sums[name]))
     if broken:
         raise TrainingError(f"the sum of {' and '.join(broken)} over the batch is not finite; the update was not made")
     divisors = {"loss": part.weights.divisor, "n_micro_batches": 1}
     metrics = {name: value if is_maximum(name) else value / divisors.get(name, part.n_tokens) for name, value in sums.items()}
+    metrics |= of_critic
     metrics["grad_norm"] = learner.apply(lr)
+    if critic is not None:
+        metrics["critic_grad_norm"] = critic.apply(lr * critic.lr_factor)
     metrics["lr"] = lr
     metrics["n_micro_batches"] = part.n_micro_batches(learner.settings.token_budget)
     return metrics
@@ -155,4 +137,6 @@ def _batch_metrics(command: TrainStep, batch: Batch) -> dict[str, float]:
         "advantage_abs_mean": statistics.fmean(map(abs, batch.advantages)) if batch.advantages else 0.0,
         "dead_lineage_tokens": batch.n_dead_lineage,
     }
+    n_stale = sum(batch.masked)
+    metrics["masked_stale_fraction"] = n_stale / (n_stale + batch.n_trained) if n_stale else 0.0
     return metrics | {f"masked_stale_decile_{i}": n for i, n in enumerate(masked_by_decile(batch))}

@@ -32,7 +32,7 @@ from asearch.training.checkpoint import CheckpointWriter, restore_checkpoint  # 
 from asearch.training.export import export_weights  # noqa: E402
 from asearch.training.learner import Learner  # noqa: E402
 from asearch.training.mapping import to_hf  # noqa: E402
-from asearch.training.microbatch import micro_batches  # noqa: E402
+from asearch.training.microbatch import Known, micro_batches  # noqa: E402
 from asearch.training.model import transformer_config  # noqa: E402
 from asearch.training.settings import TrainerSettings  # noqa: E402
 from asearch.training.step import train_step  # noqa: E402
@@ -174,7 +174,7 @@ def test_policy_gradient_matches_a_padded_reference(folder: Path) -> None:
     advantages = [1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 0.3]
     weights = TokenWeights([1.0 / len(s.trained_N) for s in chosen], len(chosen))
     proximal = [torch.from_numpy(s.behaviour_N) + 0.1 * torch.randn(len(s.trained_N)) for s in chosen]
-    built.accumulate(micro_batches(chosen, advantages, weights, 64, proximal))
+    built.accumulate(micro_batches(chosen, advantages, weights, 64, Known(proximal=proximal)))
 
     reference = transformers_model(folder)
     loss = torch.zeros(())
