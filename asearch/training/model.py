@@ -27,7 +27,6 @@ from asearch.training.mapping import Placement, global_name, is_divided, load_hf
 from asearch.training.placement import current_position
 from asearch.training.settings import TrainerSettings
 
-
 Model = TypeVar("Model", bound="PolicyModel")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from asearch.learning.presets import PRESETS
 from asearch.models.weights import load_weights
 from asearch.training.checkpoints import entry_of
 from schemas.local import (
@@ -31,6 +32,7 @@ from schemas.local import (
     WeightsExported,
 )
 from schemas.records import TrainedEpisode, Version, VersionRun
+from tests.training import bandit
 from tests.training.channel import RankProcess
 from tests.training.material import model_config, random_groups, segment, write_model
 
@@ -164,6 +166,8 @@ def test_a_bad_batch_is_refused_and_changes_nothing(rank: RankProcess, folder: P
         ({"lr": -1.0}, "lr must be above 0"),
         ({"schedule": "cosine"}, "needs decay_steps"),
         ({"objective": "decoupled_pppo"}, "did you mean 'decoupled_ppo'"),
+        ({"objective": "ppo", "advantage": None, "data_parallel": 2}, "runs on one rank only"),
+        ({"objective": "dapo", "correction": "sequence"}, "set old_policy"),
         ({"tensor_parallel": 0}, "must be at least 1"),
         ({"tensor_parallel": 2}, "are 2 ranks; there are 1"),
     ],
@@ -262,6 +266,86 @@ def test_whole_episodes_are_told_until_the_bound_is_reached(rank: RankProcess, f
     skipped = train(rank, 10, same, max_recorded_tokens=10_000)
     assert skipped.skipped
     assert [(each.advantage, each.segments) for each in skipped.episodes] == [(0.0, [])] * 4
+
+
+@pytest.mark.parametrize("objective", [name for name in PRESETS if name != "sft"])
+def test_every_objective_learns_which_actions_are_rewarded(rank: RankProcess, folder: Path, objective: str) -> None:
+    load(rank, folder, objective=objective, advantage=None, clip_low=0.2, clip_high=0.3, lr=1e-3)
+    behaviour: dict[str, npt.NDArray[np.float32]] = {}
+    preferences: list[float] = []
+    for number in range(8):
+        done = train(rank, number, bandit.groups_of(behaviour), max_staleness=99, max_recorded_tokens=10_000)
+        behaviour = bandit.told(done.episodes)
+        preferences.append(bandit.preference(behaviour))
+        assert all(math.isfinite(value) for value in done.metrics.values())
+        assert {
+            "entropy",
+            "kl_k3",
+            "logprob_difference",
+            "logprob_difference_max",
+            "masked_stale_fraction",
+        } <= done.metrics.keys()
+    assert preferences[-1] > preferences[0] + 0.1
+    # The first batch was sampled evenly by nobody, the others as the trainer says.
+    assert done.metrics["logprob_difference_max"] >= done.metrics["logprob_difference"] > 0
+
+
+def test_a_critic_is_trained_kept_and_restored_with_the_policy(rank: RankProcess, folder: Path, tmp_path: Path) -> None:
+    settings = {"objective": "ppo", "advantage": None, "gamma": 0.9, "gae_lambda": 0.8, "minibatches": 2}
+    batches = [random_groups(3, 4, (5, 20), 67, seed=n) for n in range(4)]
+    load(rank, folder, **settings)
+    told: list[dict[str, float]] = []
+    for number, batch in enumerate(batches):
+        if number == 2:
+            (tmp_path / "checkpoint").mkdir()
+            assert isinstance(rank.ask(SaveCheckpoint(path=str(tmp_path / "checkpoint"))), CheckpointCopied)
+            saved = rank.ask(AwaitCheckpoint(timeout_s=60.0))
+            assert isinstance(saved, CheckpointProgress)
+            assert saved.files is not None
+            assert "rank0.critic.safetensors" in saved.files
+        told.append(train(rank, number, batch).metrics)
+    assert told[0]["value"] == 0.0
+    assert told[0]["return"] > 0
+    straight = export(rank, tmp_path / "straight")
+    load(rank, folder, **settings)
+    assert isinstance(rank.ask(RestoreCheckpoint(path=str(tmp_path / "checkpoint"))), CheckpointRestored)
+    again = [train(rank, number, batches[number]).metrics | {"tokens_per_s": 0} for number in (2, 3)]
+    assert again == [metrics | {"tokens_per_s": 0} for metrics in told[2:]]
+    assert export(rank, tmp_path / "resumed") == straight
+    # A checkpoint of a run without a critic has nothing to restore one from.
+    (tmp_path / "checkpoint" / "rank0.critic.safetensors").unlink()
+    refused = rank.ask(RestoreCheckpoint(path=str(tmp_path / "checkpoint")))
+    assert isinstance(refused, RankFailed)
+    assert "critic" in refused.message
+
+
+def test_the_critic_learns_what_to_expect(rank: RankProcess, folder: Path) -> None:
+    load(rank, folder, objective="ppo", advantage=None, lr=1e-3, value_clip=0.0)
+    errors = [train(rank, n, bandit.groups_of({}), max_staleness=99).metrics["value_error"] for n in range(12)]
+    assert errors[0] == pytest.approx(0.5, abs=1e-6)
+    assert errors[-1] < 0.3
+
+
+def test_the_reference_is_the_policy_that_the_run_began_with(rank: RankProcess, folder: Path, tmp_path: Path) -> None:
+    batches = [random_groups(3, 4, (5, 20), 67, seed=n) for n in range(3)]
+    load(rank, folder, kl_coefficient=0.05, objective="grpo", advantage=None)
+    told = [train(rank, number, batch).metrics for number, batch in enumerate(batches[:2])]
+    assert told[0]["kl_reference"] == 0.0
+    assert told[1]["kl_reference"] > 0
+    (tmp_path / "checkpoint").mkdir()
+    rank.ask(SaveCheckpoint(path=str(tmp_path / "checkpoint")))
+    rank.ask(AwaitCheckpoint(timeout_s=60.0))
+    last = train(rank, 2, batches[2]).metrics
+    load(rank, folder, kl_coefficient=0.05, objective="grpo", advantage=None)
+    rank.ask(RestoreCheckpoint(path=str(tmp_path / "checkpoint")))
+    assert train(rank, 2, batches[2]).metrics | {"tokens_per_s": 0} == last | {"tokens_per_s": 0}
+    drift: dict[float, float] = {}
+    for coefficient in (1e-6, 10.0):
+        load(rank, folder, kl_coefficient=coefficient, objective="grpo", advantage=None)
+        for number in range(6):
+            done = train(rank, number, batches[0], max_staleness=99)
+        drift[coefficient] = done.metrics["kl_reference"]
+    assert drift[10.0] < 0.5 * drift[1e-6]
 
 
 def test_the_rank_leaves_when_the_channel_closes(tmp_path: Path) -> None:
