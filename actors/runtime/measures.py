@@ -13,6 +13,7 @@ from typing import Literal
 
 from actors.runtime.following import LOST_S, View
 from asearch.evaluation.report import RunReport
+from asearch.learning.metrics import WATCHED
 from schemas.commands import Heartbeat
 
 MAX_VALUES = 32
@@ -86,6 +87,7 @@ METRICS = (
     _gauge("staleness.bound_steps", "{step}", "Staleness above which no token is trained (run.eta)"),
     _gauge("trainer.idle.ratio", "", "Time the trainer waited for batches, as a share of the time since its first batch"),
     _gauge("trainer.step", "s", "Time of the last update"),
+    _gauge("trainer.metric", "", "Numbers of the last update that had anything to train, by name"),
     _counter("steps", "{step}", "Steps that stand, by whether there was anything to train"),
     _gauge("step", "{step}", "Policy step that the last update led to"),
     _gauge("steps.planned", "{step}", "Steps that the run is to take"),
@@ -190,6 +192,10 @@ def _trainer(report: RunReport, now_ns: int) -> Iterator[Value]:
         yield Value("staleness.max_steps", max(last.staleness, default=0))
         yield Value("staleness.mean_steps", sum(age * count for age, count in last.staleness.items()) / n if n else 0.0)
         yield Value("step.age", _age_s(last.at_ns, now_ns))
+        trained = next((step for step in reversed(steps) if not step.empty), last)
+        for name in WATCHED:
+            if name in trained.metrics:
+                yield Value("trainer.metric", trained.metrics[name], (("name", name),))
     if journal.version is not None:
         yield Value("policy.step", journal.version.step)
         yield Value("policy.lineage", journal.version.lineage)

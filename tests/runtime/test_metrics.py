@@ -54,6 +54,9 @@ def scraped(metrics: Metrics) -> Scrape:
 
 def view_of(story: Story | None = None) -> View:
     frame = busy_frame(story)
+    steps = frame.report.journal.steps
+    for number, step in steps.items():
+        steps[number] = msgspec.structs.replace(step, metrics={"entropy": 0.5 + number, "loss": 1.0})
     return View(report=frame.report, vitals=frame.vitals, queues=dict(frame.queues))
 
 
@@ -99,6 +102,11 @@ def test_actors_by_kind_and_id_also_those_that_never_said_a_word(metrics: Metric
     assert found["asearch_actor_heartbeat_age_seconds"][("id", "tool-0"), ("kind", "tool")] == pytest.approx(7.0)
     assert found["asearch_actor_gauge"][("id", "engine-0"), ("kind", "engine"), ("name", "n_running")] == 12
     assert found["asearch_engine_tokens_total"][(("id", "engine-0"),)] == 3000
+
+
+def test_watched_numbers_of_the_last_update_are_scraped_by_name(metrics: Metrics) -> None:
+    trained = [step.step for step in view_of().report.journal.in_order if not step.empty]
+    assert scraped(metrics)["asearch_trainer_metric"] == {(("name", "entropy"),): 0.5 + trained[-1]}
 
 
 def test_an_identity_that_does_not_hold_is_seen() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from asearch.learning.metrics import STEP_METRICS
 from asearch.learning.presets import PRESETS
 from asearch.models.weights import load_weights
 from asearch.training.checkpoints import entry_of
@@ -278,6 +279,7 @@ def test_every_objective_learns_which_actions_are_rewarded(rank: RankProcess, fo
         behaviour = bandit.told(done.episodes)
         preferences.append(bandit.preference(behaviour))
         assert all(math.isfinite(value) for value in done.metrics.values())
+        assert done.metrics.keys() <= STEP_METRICS.keys()
         assert {
             "entropy",
             "kl_k3",
