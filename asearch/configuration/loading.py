@@ -16,6 +16,8 @@ from asearch.configuration.engine import check_engine
 from asearch.configuration.plugins import check_plugins
 from asearch.configuration.settings import ArchiveSettings, Settings, ViewerSettings
 from asearch.errors import ConfigError
+from asearch.learning.presets import Algorithm
+from asearch.training.settings import TrainerSettings
 
 Tree = dict[str, Any]
 
@@ -54,14 +56,29 @@ def change_settings(settings: Settings, overrides: Iterable[str], values: Mappin
 
 
 def _overridden(tree: Tree, overrides: Iterable[str], values: Mapping[str, object]) -> Settings:
+    given: list[tuple[str, object]] = []
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"setting {override!r} has no '=': write it as table.key=value, e.g. run.steps=20")
-        _put(tree, path.strip(), _parse_value(text.strip()))
-    for path, value in values.items():
+        given.append((path.strip(), _parse_value(text.strip())))
+    given += values.items()
+    for path, value in given:
+        if path in ("trainer.objective", "warmstart.trainer.objective"):
+            _leave_objective(tree, path, value)
+    for path, value in given:
         _put(tree, path, value)
     return decode_settings(tree)
+
+
+def _leave_objective(tree: Tree, path: str, objective: object) -> None:
+    """Drop the values that go with the objective of a recipe where another one is asked for: they would not be its own."""
+    table: Any = tree
+    for name in path.split(".")[:-1]:
+        table = table.get(name, {}) if isinstance(table, dict) else {}
+    if isinstance(table, dict) and table.get("objective", TrainerSettings().objective) != objective:
+        for name in Algorithm.__struct_fields__:
+            cast("Tree", table).pop(name, None)
 
 
 def decode_settings(tree: Tree) -> Settings:

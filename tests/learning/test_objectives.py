@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from asearch.configuration.loading import change_settings, load_settings
 from asearch.errors import ConfigError
 from asearch.learning.gae import gae
 from asearch.learning.logprobs import ROWS, token_logprobs
@@ -244,3 +245,16 @@ def test_log_probabilities_entropies_and_gradients_match_torch(n: int) -> None:
     torch.testing.assert_close(logprobs, expected.gather(1, targets[:, None]).squeeze(1))
     torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1))
     torch.testing.assert_close(gradient(logprobs), gradient(expected.gather(1, targets[:, None]).squeeze(1)))
+
+
+def test_another_objective_than_the_recipes_takes_nothing_of_the_recipes() -> None:
+    """The toy recipe sets an advantage and a bound of the clip, which are those of its objective."""
+    toy = load_settings("toy").trainer
+    assert (toy.objective, toy.algorithm.advantage, toy.algorithm.clip_high) == ("decoupled_ppo", "grpo_mean", 0.3)
+    assert load_settings("toy", ["trainer.objective=decoupled_ppo"]).trainer == toy
+    assert load_settings("toy", ["trainer.objective=ppo"]).trainer.algorithm == preset("ppo")
+    both = load_settings("toy", ["trainer.clip_high=0.5", "trainer.objective=gspo"]).trainer.algorithm
+    assert (both.clip_low, both.clip_high, both.advantage) == (3e-4, 0.5, "grpo")
+    recorded = change_settings(load_settings("toy"), ["trainer.objective=rloo"]).trainer
+    assert recorded.algorithm == preset("rloo")
+    assert recorded.lr == toy.lr
