@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from actors.cli.engines import _line, _table
 from actors.cli.engines import engines as command
 from actors.cli.status import _states
 from actors.runtime.elastic import ElasticEngines
-from actors.runtime.following import LOST_S, View
+from actors.runtime.following import LOST_S, View, Vitals
 from actors.runtime.measures import measure
 from actors.runtime.membership import Membership, membership_of, read_membership, write_membership
 from actors.runtime.platform import SystemPlatform
@@ -18,6 +19,7 @@ from actors.runtime.supervisor import Supervisor
 from asearch.configuration.loading import load_settings
 from asearch.errors import InputError
 from schemas.commands import AddEngines, EnginesChanged, Heartbeat, RemoveEngines
+from schemas.records import Version
 from tests.actors.conftest import Stage
 from tests.actors.test_supervisor import PATIENT, STUBBORN, spec
 from tests.runtime.facts import until
@@ -132,6 +134,20 @@ def test_metrics_and_status_expect_the_engines_that_the_run_keeps_now(tmp_path: 
     states = _states(actors_now(SETTINGS, tmp_path), view)
     assert {name: state for name, (state, _) in states.items() if state != "silent"} == {"engine-1": "ready", "by-hand": "ready"}
     assert "engine-0" not in states and states["engine-2"] == ("silent", "")
+
+
+def test_the_table_says_what_runs_and_what_waits_in_each_engine() -> None:
+    vitals, version = Vitals(), Version(lineage=1, step=4)
+    for second in (0, 2):
+        gauges = {"n_running": 12.0, "n_pending": 4.0, "n_tokens": 1000.0 + 250 * second}
+        beat = Heartbeat(actor="engine", actor_id="e", pid=7, at_ns=second * 10**9, state="ready", version=version, gauges=gauges)
+        vitals.heard(beat)
+    lines = [_line("e", vitals, is_kept=False), _line("engine-0", vitals, is_kept=True)]
+    assert (lines[0].running, lines[0].pending, lines[0].tokens_per_s) == (8, 4, 250.0)
+    told = [row.split() for row in _table(lines)]
+    assert told[0][:6] == ["engine", "state", "version", "running", "pending", "tokens/s"]
+    assert told[1] == ["e", "ready", "1.4", "8", "4", "250", "7", "nobody"]
+    assert told[2] == ["engine-0", "silent", "-", "0", "0", "-", "-", "the", "run"]
 
 
 def test_the_command_needs_a_live_run_and_says_so(tmp_path: Path) -> None:
