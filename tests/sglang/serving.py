@@ -27,8 +27,8 @@ def write_models(folder: Path) -> Path:
     for seed, name in enumerate(("v1", "v2")):
         write_model(folder / name, config, seed)
         write_tokenizer(folder / name)
-        # The other tests' tokenizer has a padding token in a form that transformers does not read.
-        tokens = {"eos_token": "<|eos|>", "pad_token": "<|pad|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+        # No end of sequence: nothing ends by chance.
+        tokens = {"tokenizer_class": "PreTrainedTokenizerFast"}
         (folder / name / "tokenizer_config.json").write_bytes(msgspec.json.encode(tokens))
     return folder
 

@@ -19,7 +19,6 @@ SMALL = {
     "evaluation.questions": 20,
     "world.entities": 24,
     "world.relations": 4,
-    "actors.graders": 1,
 }
 KINDS = ("embedded", "sglang")
 
