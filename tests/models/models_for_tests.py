@@ -60,5 +60,6 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens(["<|eos|>", "<|pad|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     pad = {"__type": "AddedToken", "content": "<|pad|>", "special": True}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eos|>", "pad_token": pad}
+    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eos|>", "pad_token": pad, "chat_template": template}
     (folder / "tokenizer_config.json").write_bytes(msgspec.json.encode(settings))

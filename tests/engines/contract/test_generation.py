@@ -154,6 +154,6 @@ async def test_bad_requests_are_refused_with_a_reason(
         async with session.post(server.url + "/generate", json=body) as response:
             assert response.status == 400, body
             assert await response.text()
-    with pytest.raises(EngineError, match=r"answered 400: .*context length"):
+    with pytest.raises(EngineError, match="context length"):
         await Episode(client, [1] * 600, "long").task
     assert await client.health()
