@@ -37,7 +37,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "unclipped": {"clip_grad": 0.0},
     "selective": {"recompute": "selective"},
     "full": {"recompute": "full"},
+    "sequences": {
+        "objective": "gspo",
+        "clip_high": 0.3,
+        "rejection": "geometric",
+        "rejection_high": 1.4,
+        "kl_coefficient": 0.1,
+        "normalisation": "constant",
+        "minibatches": 2,
+    },
 }
+"""`sequences` has ratios and bounds of whole segments, and a reference model."""
 
 
 def folders(root: Path) -> dict[str, Path]:
@@ -74,9 +84,11 @@ def test_two_ranks_agree_in_layouts_that_share_nothing(tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match="are 4 ranks; there are 2"):
             await rank.ask(command, ModelLoaded, TIMEOUT_S)
         # All ranks have refused alike, so the group goes on.
-        assert_same(
-            await trained(rank, folder, batches(2), **PAIRS["tensor"]), await trained(rank, folder, batches(2), **PAIRS["data"])
-        )
+        by_data = await trained(rank, folder, batches(3), **(PAIRS["data"] | VARIANTS["sequences"]))
+        by_tensor = await trained(rank, folder, batches(3), **(PAIRS["tensor"] | VARIANTS["sequences"]))
+        assert_same(by_tensor, by_data)
+        assert by_data.metric("kl_reference")[1] > 0
+        assert 0 < by_data.metric("rejected_fraction")[1] < 1
 
     asyncio.run(with_ranks(TrainerSettings(tensor_parallel=2), tmp_path / "rank.log", use))
 
