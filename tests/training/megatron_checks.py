@@ -29,6 +29,7 @@ from asearch.training import kernels  # noqa: E402
 from asearch.training.attention import packed_layout  # noqa: E402
 from asearch.training.batch import TrainingSequence  # noqa: E402
 from asearch.training.checkpoint import CheckpointWriter, restore_checkpoint  # noqa: E402
+from asearch.training.context import Split, context_layout  # noqa: E402
 from asearch.training.export import export_weights  # noqa: E402
 from asearch.training.learner import Learner  # noqa: E402
 from asearch.training.mapping import to_hf  # noqa: E402
@@ -287,6 +288,26 @@ def test_sft_learns_a_toy_mapping(folder: Path) -> None:
         losses.append(done.metrics["loss"])
     assert losses[0] > 3.5
     assert losses[-1] < 0.2
+
+
+@pytest.mark.parametrize(("context_size", "tensor_size"), [(2, 1), (2, 2), (3, 2), (4, 4)])
+def test_context_ranks_hold_every_token_once_and_equally_many(context_size: int, tensor_size: int) -> None:
+    lengths = [40, 39, 37, 20, 20, 3, 1]
+    ids_T, rows_N = torch.arange(100, 100 + sum(lengths)), torch.arange(0, sum(lengths), 3)
+    seen: list[int] = []
+    shapes, places = set[int](), torch.zeros(len(rows_N), dtype=torch.int64)
+    for rank in range(context_size):
+        layout, rows_M, held = context_layout(lengths, rows_N, Split(tensor_size, rank, context_size))
+        assert len(layout.source_T) % tensor_size == 0
+        shapes.add(len(layout.source_T))
+        # The row of a loss token is where its input token lies.
+        assert torch.equal(ids_T[layout.source_T][rows_M], ids_T[rows_N[held.held_M]])
+        assert torch.equal(held.source_N[held.held_M], rank * held.n_most + torch.arange(len(rows_M)))
+        places[held.held_M] += 1
+        seen += layout.source_T.tolist()
+    assert set(seen) == set(range(sum(lengths)))
+    assert len(shapes) == 1
+    assert bool((places == 1).all())
 
 
 @pytest.mark.parametrize("how", ["weights", "behaviour"])

@@ -12,8 +12,9 @@ from actors.runtime.rank_group import start_ranks
 from actors.runtime.ranks import Rank
 from asearch.errors import TrainingError
 from asearch.training.settings import TrainerSettings
-from schemas.local import LoadModel, ModelLoaded
-from tests.training.material import model_config, random_groups, write_model
+from schemas.local import ExportWeights, LoadModel, ModelLoaded, StepDone, TrainEpisode, TrainGroup, TrainStep, WeightsExported
+from schemas.records import Version
+from tests.training.material import model_config, random_groups, segment, write_model
 from tests.training.parity import TIMEOUT_S, Run, assert_same, trained
 
 PAIRS = {
@@ -91,6 +92,50 @@ def test_two_ranks_agree_in_layouts_that_share_nothing(tmp_path: Path) -> None:
         assert 0 < by_data.metric("rejected_fraction")[1] < 1
 
     asyncio.run(with_ranks(TrainerSettings(tensor_parallel=2), tmp_path / "rank.log", use))
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_on_one_replica_updates_no_rank(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "hf", model_config())
+    good = random_groups(2, 4, (5, 12), 67, seed=5)
+    # Its behaviour weight overflows; whichever replica takes it, the others have none of it.
+    bad_ones = [
+        TrainEpisode(episode=f"{r}", reward=r, segments=[segment("s", [1, 2, 3], [0, 1, 1], [0.0, -200.0, -200.0])])
+        for r in (0.0, 1.0)
+    ]
+    bad = TrainStep(step=1, lineage=0, groups=[good[0], TrainGroup(group="bad", episodes=bad_ones)], max_staleness=99)
+
+    async def weights(rank: Rank, name: str) -> dict[str, str]:
+        command = ExportWeights(path=str(tmp_path / name), version=Version(lineage=0, step=1))
+        manifest = (await rank.ask(command, WeightsExported, TIMEOUT_S)).manifest
+        return {name: digest for shard in manifest.shards for name, digest in shard.checksums.items()}
+
+    async def use(rank: Rank) -> None:
+        for layout in PAIRS.values():
+            for minibatches in (1, 2):
+                await trained(rank, folder, [good], behaviour_cap=0.0, minibatches=minibatches, **layout)
+                before = await weights(rank, "before")
+                with pytest.raises(TrainingError, match="not finite"):
+                    await rank.ask(bad, StepDone, TIMEOUT_S)
+                assert await weights(rank, "after") == before
+                assert len(before) > 10
+
+    asyncio.run(with_ranks(TrainerSettings(data_parallel=2), tmp_path / "rank.log", use))
+
+
+@pytest.mark.slow
+def test_half_precision_follows_one_rank(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "hf", model_config())
+
+    async def alone(rank: Rank) -> Run:
+        return await trained(rank, folder, batches(4))
+
+    async def use(rank: Rank) -> list[Run]:
+        return [await trained(rank, folder, batches(4), precision="bf16", **layout) for layout in PAIRS.values()]
+
+    expected = asyncio.run(with_ranks(TrainerSettings(), tmp_path / "rank.log", alone))
+    for found in asyncio.run(with_ranks(TrainerSettings(data_parallel=2), tmp_path / "rank.log", use)):
+        assert_same(found, expected, 0.1)
 
 
 @pytest.mark.slow
