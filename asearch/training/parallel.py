@@ -1,13 +1,14 @@
 """Process groups, seeds, and which part of the model and of the batch a rank has."""
 
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state
@@ -152,7 +153,7 @@ def _lay_groups(settings: TrainerSettings) -> Coordinates:
     logging.getLogger("megatron").setLevel(logging.ERROR)
     sizes = (settings.tensor_parallel, settings.pipeline_parallel, settings.context_parallel)
     if parallel_state.model_parallel_is_initialized() and _sizes() != sizes:
-        parallel_state.destroy_model_parallel()
+        _leave_groups()
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=settings.tensor_parallel,
@@ -169,6 +170,17 @@ def _lay_groups(settings: TrainerSettings) -> Coordinates:
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=settings.data_parallel,
     )
+
+
+def _leave_groups() -> None:
+    """Give up megatron's groups: each of gloo's keeps a thread that wakes a hundred times a second."""
+    parallel_state.destroy_model_parallel()
+    cast("Any", parallel_state)._global_process_group_list = None
+    for group in list(cast("Any", distributed.distributed_c10d)._world.pg_map):
+        if group is not distributed.group.WORLD:
+            distributed.destroy_process_group(group)
+    # A model that was dropped refers to itself, and to its groups.
+    gc.collect()
 
 
 def _sizes() -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from asearch.configuration.settings import Settings
 from schemas.events import StepTrained, TrainerClaimed
 from tests.crash.conftest import MakeRun
 from tests.crash.prefilled import ledger_of, settings_of, weights_of
@@ -52,9 +53,9 @@ CHAINS = {
 """22 crashes: each is met by the life that resumes after the one before it."""
 
 
-async def crash_and_compare(make_run: MakeRun, faults: list[str]) -> None:
+async def crash_and_compare(make_run: MakeRun, faults: list[str], settings: Settings = SETTINGS) -> None:
     """Run once undisturbed and once with a crash at every point, and compare what they come to."""
-    straight, broken = await make_run("straight", SETTINGS), await make_run("broken", SETTINGS)
+    straight, broken = await make_run("straight", settings), await make_run("broken", settings)
     status, said = await straight.live()
     assert status == 0, said
     for fault in faults:
@@ -82,3 +83,10 @@ async def test_a_trainer_that_dies_twice_ends_with_the_same_weights(make_run: Ma
 @pytest.mark.parametrize("name", list(CHAINS))
 async def test_a_trainer_that_dies_anywhere_ends_with_the_same_weights(make_run: MakeRun, name: str) -> None:
     await crash_and_compare(make_run, CHAINS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"tensor_parallel": 2}, {"pipeline_parallel": 2}, {"data_parallel": 2}], ids=str)
+async def test_a_trainer_of_two_ranks_that_dies_ends_with_the_same_weights(make_run: MakeRun, layout: dict[str, int]) -> None:
+    faults = ["trainer.checkpoint_in_place:1", "trainer.step_asked:1:rank", "trainer.exported:2"]
+    await crash_and_compare(make_run, faults, settings_of(STEPS, **layout))

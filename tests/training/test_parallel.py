@@ -11,11 +11,13 @@ from actors.runtime.platform import SystemPlatform
 from actors.runtime.rank_group import start_ranks
 from actors.runtime.ranks import Rank
 from asearch.errors import TrainingError
+from asearch.models.weights import checksum, load_weights
 from asearch.training.settings import TrainerSettings
 from schemas.local import ExportWeights, LoadModel, ModelLoaded, StepDone, TrainEpisode, TrainGroup, TrainStep, WeightsExported
 from schemas.records import Version
 from tests.training.material import model_config, random_groups, segment, write_model
 from tests.training.parity import TIMEOUT_S, Run, assert_same, trained
+from tests.training.state_moves import export, load, restore, save, train
 
 PAIRS = {
     "tensor": {"tensor_parallel": 2},
@@ -73,6 +75,21 @@ async def with_ranks(settings: TrainerSettings, log: Path, use: Any) -> Any:
         await rank.stop()
 
 
+async def state_moves(rank: Rank, folder: Path, root: Path) -> None:
+    """What `data` exports is what it loaded; its checkpoint goes on under `tensor`, which exports the same and trains alike."""
+    await load(rank, folder, **PAIRS["data"])
+    loaded = await export(rank, root / "loaded")
+    assert loaded == {name: checksum(tensor) for name, tensor in load_weights(folder).items()}
+    await train(rank, 0, 2)
+    await save(rank, root / "checkpoint")
+    saved, found = await export(rank, root / "saved"), await train(rank, 2, 1)
+    assert saved != loaded
+    await load(rank, folder, **PAIRS["tensor"])
+    await restore(rank, root / "checkpoint")
+    assert await export(rank, root / "restored") == saved
+    assert await train(rank, 2, 1) == pytest.approx(found, abs=2e-6)
+
+
 def test_two_ranks_agree_in_layouts_that_share_nothing(tmp_path: Path) -> None:
     """Tensor and sequence parallel against data parallel, over one start of the processes."""
     folder = write_model(tmp_path / "hf", model_config())
@@ -81,6 +98,7 @@ def test_two_ranks_agree_in_layouts_that_share_nothing(tmp_path: Path) -> None:
         whole = await trained(rank, folder, batches(4), **PAIRS["data"])
         shared = await trained(rank, folder, batches(4), **PAIRS["tensor"])
         assert_same(shared, whole)
+        await state_moves(rank, folder, tmp_path)
         command = LoadModel(model_dir=str(folder), settings=b'{"tensor_parallel": 4}', seed=0)
         with pytest.raises(TrainingError, match="are 4 ranks; there are 2"):
             await rank.ask(command, ModelLoaded, TIMEOUT_S)
