@@ -15,6 +15,7 @@ from actors.runtime.publishing import Publisher
 from actors.runtime.rank_commands import load_model, permute_seed, train_step
 from actors.runtime.rank_group import start_ranks
 from actors.runtime.ranks import Rank
+from actors.runtime.transfer.broadcasting import Broadcaster
 from actors.runtime.transfer.source import WeightSource
 from actors.runtime.work_spans import step_span
 from asearch.configuration.loading import recipe_hash
@@ -57,6 +58,7 @@ class Trainer(Actor):
         self._checkpointer: Checkpointer | None = None
         self._publisher: Publisher | None = None
         self._source: WeightSource | None = None
+        self._broadcaster: Broadcaster | None = None
         self._step = 0
         self._snapshot: LedgerSnapshot | None = None
         self._step_under_way: asyncio.Task[None] | None = None
@@ -103,7 +105,14 @@ class Trainer(Actor):
         await self._checkpointer.resumed(self._step, stands=found is not None)
         await self._serve_weights()
         self._publisher = Publisher(
-            self.platform, self._journal, rank, self._weights_dir, MODEL, checkpoint.keep_versions, self._source
+            self.platform,
+            self._journal,
+            rank,
+            self._weights_dir,
+            MODEL,
+            checkpoint.keep_versions,
+            self._source,
+            self._broadcaster,
         )
         await self._publish(parent=None, changed=True)
         self._feed = BatchFeed(self.bus, ledger_rules(self.settings.run), self._snapshot)
@@ -153,6 +162,10 @@ class Trainer(Actor):
         self._source = WeightSource(self.platform, self._weights_dir, run_dir, name, self.settings.transfer)
         await self._source.start()
         self.spawn(self._source.watch(), "source of weights")
+        if self.settings.engine.transfer == "broadcast":
+            log_path = run_dir / "logs" / f"{name}-sender.log"
+            self._broadcaster = Broadcaster(self.bus, self.platform, log_path, self.settings.transfer)
+            await self._broadcaster.start()
 
     # --- training ---
 
@@ -276,6 +289,8 @@ class Trainer(Actor):
                 await self._checkpointer.commit(self._step, self._snapshot)
         finally:
             await self._rank.stop()
+            if self._broadcaster is not None:
+                await self._broadcaster.stop()
             if self._source is not None:
                 await self._source.stop()
         await asyncio.to_thread(self._publisher.remove_all)

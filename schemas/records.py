@@ -232,6 +232,21 @@ class CompanionFile(Record, frozen=True, kw_only=True):
     """xxh3-128 hex of the file."""
 
 
+class Broadcast(Record, frozen=True, kw_only=True):
+    """A collective in which the version is sent once, to the engines that are named; the others take it another way."""
+
+    group: str
+    """Another one whenever the members change."""
+    address: str
+    port: Count
+    """Where the members meet."""
+    members: list[str]
+    """Engines in the order of their ranks, from 1; rank 0 sends."""
+    backend: str
+    timeout_s: Finite
+    """How long any member waits for the others."""
+
+
 class WeightManifest(Record, frozen=True, kw_only=True):
     """The weights of a version: a folder in Hugging Face layout on the trainer's host."""
 
@@ -243,6 +258,8 @@ class WeightManifest(Record, frozen=True, kw_only=True):
     """The other files of the folder, as far as they are told."""
     source: str = ""
     """Base URL from which other hosts pull the folder's files; empty where the trainer serves none."""
+    broadcast: Broadcast | None = None
+    """Where it is broadcast, if it is."""
 
 
 class Interval(Record, frozen=True, kw_only=True):

@@ -195,7 +195,7 @@ TOPOLOGY = Topology(
             "heartbeat",
             commands.Heartbeat,
             ("scheduler", "driver", "engine", "tool", "grader", "trainer", "recorder", "viewer"),
-            ("scheduler", "driver", "engine", "viewer"),
+            ("scheduler", "driver", "engine", "trainer", "viewer"),
             "actor",
         ),
     ),

@@ -11,6 +11,7 @@ import structlog
 from actors.runtime.platform import Platform
 from actors.runtime.policy_journal import PolicyJournal
 from actors.runtime.ranks import Rank
+from actors.runtime.transfer.broadcasting import Broadcaster
 from actors.runtime.transfer.source import WeightSource
 from asearch.errors import StorageError
 from asearch.weights.checking import describe
@@ -37,8 +38,9 @@ class Publisher:
         model: str,
         keep: int,
         source: WeightSource | None = None,
+        broadcaster: Broadcaster | None = None,
     ) -> None:
-        """The newest `keep` announced folders stay; `source` serves them to other hosts."""
+        """The newest `keep` announced folders stay; `source` serves them to other hosts, `broadcaster` sends them once."""
         self._platform = platform
         self._journal = journal
         self._rank = rank
@@ -46,6 +48,7 @@ class Publisher:
         self._model = model
         self._keep = keep
         self._source = source
+        self._broadcaster = broadcaster
         self._log = structlog.get_logger().bind(folder=str(folder))
         self._manifest: WeightManifest | None = None
 
@@ -57,6 +60,7 @@ class Publisher:
         if changed or self._manifest is None:
             self._manifest = await self._export(version)
         await self._platform.fault("trainer.exported")
+        manifest = self._broadcaster.offer(self._manifest) if self._broadcaster else self._manifest
         await self._journal.append(
             PolicyPublished(
                 id=f"published-{self._model}-{version}",
@@ -64,9 +68,11 @@ class Publisher:
                 model=self._model,
                 version=version,
                 parent=parent,
-                manifest=self._manifest,
+                manifest=manifest,
             )
         )
+        if self._broadcaster is not None:
+            self._broadcaster.send(manifest, version)
         await self._platform.fault("trainer.published")
         await asyncio.to_thread(self._prune)
 

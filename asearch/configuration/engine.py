@@ -53,7 +53,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     start_timeout_s: float | None = None
     """Until a server is ready; unset means 120 for the embedded one, 900 for SGLang."""
     transfer: str = "shared"
-    """How published weights come to an engine: `shared`, a folder that it sees, or `http`, pulled from the trainer's host."""
+    """How published weights come to an engine: `shared`, a folder that it sees; `http`, pulled from the trainer's host;
+    `broadcast`, a collective, and `http` where that fails."""
     health_interval_s: float = 10.0
     health_timeout_s: float = 30.0
     """A server that twice in a row does not say within so long that it is well is taken for hung, and started again."""

@@ -4,7 +4,7 @@ import msgspec
 
 from asearch.errors import ConfigError
 
-WAYS = ("shared", "http")
+WAYS = ("shared", "http", "broadcast")
 
 
 class TransferSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,6 +18,10 @@ class TransferSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Of one engine at once."""
     timeout_s: float = 30.0
     """Silence after which a connection is taken for broken."""
+    broadcast_timeout_s: float = 30.0
+    """How long members of a broadcast wait for one another; then the version is pulled instead."""
+    backend: str = "gloo"
+    """Of a broadcast: `gloo`, or `nccl` between CUDA devices."""
 
 
 def check_way(way: str) -> str:
@@ -25,6 +29,6 @@ def check_way(way: str) -> str:
     if way not in WAYS:
         raise ConfigError(
             f"engine.transfer is {way!r}; it is 'shared' (the default: a folder that trainer and engines see) "
-            "or 'http' (pulled from the trainer's host)"
+            "'http' (pulled from the trainer's host) or 'broadcast' (a collective; http where it fails)"
         )
     return way

@@ -123,6 +123,47 @@ class EngineClient:
         except (KeyError, TypeError, msgspec.MsgspecError) as error:
             raise EngineError(f"{self._base}/generate answered without {name}") from error
 
+    async def join_update_group(
+        self, address: str, port: int, rank: int, world_size: int, group: str, backend: str, timeout_s: float
+    ) -> None:
+        """Makes the server a member of a collective in which weights are broadcast; waits until all members are there."""
+        body = {"master_address": address, "master_port": port, "rank_offset": rank, "world_size": world_size}
+        body |= {"group_name": group, "backend": backend, "timeout_s": timeout_s}
+        await self._agreed("/init_weights_update_group", body, timeout_s + _CALL_TIMEOUT_S)
+
+    async def leave_update_group(self, group: str) -> None:
+        """Ends the membership."""
+        await self._agreed("/destroy_weights_update_group", {"group_name": group}, _CALL_TIMEOUT_S)
+
+    async def receive_weights(
+        self, group: str, tensors: Sequence[tuple[str, str, Sequence[int]]], version: str, timeout_s: float
+    ) -> None:
+        """Takes a whole version from the group: (name, dtype as torch names it, shape) in the order in which they are sent.
+
+        A server that fails under way may have part of it: it must not serve before it has loaded a version whole.
+        """
+        names, dtypes, shapes = ([each[i] for each in tensors] for i in range(3))
+        body = {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": group, "weight_version": version}
+        with self._changing():
+            await self._agreed("/begin_weight_update", {"selector": "all"}, _CALL_TIMEOUT_S)
+            try:
+                await self._agreed("/update_weights_from_distributed", body | {"flush_cache": True}, timeout_s + _CALL_TIMEOUT_S)
+            finally:
+                await self._agreed("/end_weight_update", {}, timeout_s)
+
+    async def received_checksums(self) -> dict[str, str]:
+        """xxh3-128 by tensor of the weights that the server has received. Raises EngineError where it cannot tell them."""
+        reply = await self._json("GET", "/weights_checksum", None, _UPDATE_TIMEOUT_S)
+        try:
+            return msgspec.convert(reply.get("checksums"), dict[str, str])
+        except msgspec.ValidationError as error:
+            raise EngineError(f"{self._base} does not tell the checksums of its weights: {error}") from error
+
+    async def _agreed(self, path: str, body: object, timeout_s: float) -> None:
+        reply = await self._json("POST", path, body, timeout_s)
+        if not reply.get("success"):
+            raise EngineError(f"{self._base}{path}: {reply.get('message')}")
+
     async def abort(self, rid: str) -> None:
         """Ends a request; its stream still brings the tokens it had. Harmless for an unknown id."""
         async with self._call("POST", "/abort_request", {"rid": rid, "abort_all": False}, _timeout(_CALL_TIMEOUT_S)):

@@ -65,6 +65,12 @@ def shard_places(shard: ShardFile, header: bytes) -> list[TensorPlace]:
     return found
 
 
+def file_places(path: Path) -> list[TensorPlace]:
+    """The tensors of a safetensors file. Raises OSError, ChecksumError."""
+    with path.open("rb") as file:
+        return places(_header(file.fileno(), path.name), os.fstat(file.fileno()).st_size, path.name)
+
+
 def check_weights(folder: Path, manifest: WeightManifest, stop: threading.Event | None = None) -> int:
     """Read every announced file of `folder` and compare it; returns the number of bytes read.
 

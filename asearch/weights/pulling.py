@@ -18,7 +18,7 @@ import xxhash
 
 from asearch.errors import ChecksumError, StorageError, TransferError
 from asearch.weights.checking import BLOCK_BYTES, MAX_COMPANION_BYTES, ExtentChecker, shard_places
-from asearch.weights.layout import MAX_HEADER_BYTES, Extent, runs
+from asearch.weights.layout import MAX_HEADER_BYTES, Extent, TensorPlace, runs
 from asearch.weights.progress import Progress
 from asearch.weights.ranges import BrokenConnectionError, Connection, Origin
 from schemas.records import ShardFile, WeightManifest
@@ -252,6 +252,16 @@ class Pull:
     def _halt(self, failed: threading.Event) -> None:
         if self._stop.is_set() or failed.is_set():
             raise TransferError("the pull was stopped")
+
+
+def pull_places(manifest: WeightManifest, origin: Origin) -> list[TensorPlace]:
+    """The tensors of a version, file by file in the order of their bytes; only headers are read. Raises TransferError."""
+    found: list[TensorPlace] = []
+    with Connection(origin) as connection:
+        for shard in manifest.shards:
+            header = connection.read(f"/{Path(manifest.path).name}/{shard.name}", 0, shard.header_bytes)
+            found.extend(shard_places(shard, header))
+    return found
 
 
 def prune(root: Path, keep: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import structlog
 
 from actors.runtime.bus import Bus
 from actors.runtime.platform import Platform
-from actors.runtime.transfer.transfer import Transfer, WeightReceiver
+from actors.runtime.transfer.transfer import SpoiledServerError, Transfer, WeightReceiver
 from asearch.errors import ChecksumError, EngineError, StorageError, TransferError, WeightsGoneError
 from schemas.events import PolicyPublished
 
@@ -123,6 +123,8 @@ class PolicyFollower:
             except WeightsGoneError as error:
                 self._log.info("version is gone already", version=str(published.version), error=str(error))
                 continue
+            except SpoiledServerError:
+                raise
             except EngineError as error:
                 if not self.is_attached:
                     continue  # the next server is given the newest version anyway
@@ -149,18 +151,23 @@ class PolicyFollower:
 
     async def _load(self, published: PolicyPublished) -> None:
         begun_s = self._platform.monotonic()
-        await self._transfer.prepare(published)
-        await self._platform.fault("engine.prepared")
-        server, paused_s = self._server, self._platform.monotonic()
+        server = self._server
         if server is None:
             raise EngineError("there is no server to load into")
+        await self._transfer.prepare(server, published)
+        await self._platform.fault("engine.prepared")
+        paused_s = self._platform.monotonic()
         self._is_loading = True
         try:
             await server.pause("retract")
             try:
                 await self._transfer.load(server, published)
-            finally:
+            except SpoiledServerError:
+                raise  # generation stays suspended for good
+            except BaseException:
                 await server.resume()
+                raise
+            await server.resume()
         finally:
             self._is_loading = False
         if server is not self._server:

@@ -32,7 +32,7 @@ class HttpPull:
         self._n_refetched = 0
         self._transfer_s = 0.0
 
-    async def prepare(self, published: PolicyPublished) -> None:
+    async def prepare(self, server: WeightReceiver, published: PolicyPublished) -> None:
         """Pull and check the version, or check what lies here of an earlier life.
 
         Raises WeightsGoneError, ChecksumError, TransferError, StorageError.

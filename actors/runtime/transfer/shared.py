@@ -20,7 +20,7 @@ class SharedFolder:
         self._n_bytes = 0
         self._transfer_s = 0.0
 
-    async def prepare(self, published: PolicyPublished) -> None:
+    async def prepare(self, server: WeightReceiver, published: PolicyPublished) -> None:
         """Check the announced folder. Raises WeightsGoneError, ChecksumError, TransferError."""
         folder = Path(published.manifest.path)
         begun_s = self._platform.monotonic()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
+from asearch.errors import EngineError
 from schemas.events import PolicyPublished
 
 
@@ -14,10 +15,14 @@ class WeightReceiver(Protocol):
         ...
 
 
+class SpoiledServerError(EngineError):
+    """The server's weights are neither the old nor the new ones: it must not serve."""
+
+
 class Transfer(Protocol):
     """Brings announced versions to one engine. One version at a time."""
 
-    async def prepare(self, published: PolicyPublished) -> None:
+    async def prepare(self, server: WeightReceiver, published: PolicyPublished) -> None:
         """Get the weights to this host and check them, beside serving.
 
         Raises WeightsGoneError if the version is not to be had any more, TransferError if it cannot be had now, ChecksumError
@@ -28,7 +33,7 @@ class Transfer(Protocol):
     async def load(self, server: WeightReceiver, published: PolicyPublished) -> None:
         """Give what was prepared to the server, whose generation is paused.
 
-        Raises EngineError; the server then has what it had.
+        Raises EngineError; the server then has what it had, unless it is a SpoiledServerError.
         """
         ...
 

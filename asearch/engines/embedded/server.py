@@ -18,7 +18,8 @@ from asearch.engines.embedded.options import Options
 from asearch.engines.embedded.replies import Replies
 from asearch.engines.embedded.request import Request
 from asearch.engines.embedded.scheduler import Scheduler
-from asearch.errors import InputError
+from asearch.engines.embedded.updating import JoinBody, LeaveBody, ReceiveBody, Updates
+from asearch.errors import InputError, TransferError
 from asearch.models.config import ModelConfig
 from asearch.models.decoder import Decoder
 from asearch.models.weights import load_weights
@@ -54,11 +55,18 @@ class Server:
         self._options, self._config, self._limits, self._scheduler = options, config, limits, scheduler
         self._model_path, self._version = options.model_path, options.weight_version
         self._updating = asyncio.Lock()
+        self._updates = Updates(config)
         self._routes: dict[tuple[str, str], Handler] = {
             ("POST", "/generate"): self._generate,
             ("POST", "/pause_generation"): self._pause,
             ("POST", "/continue_generation"): self._continue,
             ("POST", "/update_weights_from_disk"): self._update,
+            ("POST", "/init_weights_update_group"): self._join_group,
+            ("POST", "/destroy_weights_update_group"): self._leave_group,
+            ("POST", "/begin_weight_update"): self._begin_update,
+            ("POST", "/update_weights_from_distributed"): self._receive_update,
+            ("POST", "/end_weight_update"): self._end_update,
+            ("GET", "/weights_checksum"): self._weights_checksum,
             ("POST", "/abort_request"): self._abort,
             ("GET", "/model_info"): self._model_info,
             ("GET", "/get_model_info"): self._model_info,
@@ -82,6 +90,8 @@ class Server:
             return await handler(request)
         except BadRequestError as error:
             return refusal(400, str(error))
+        except TransferError as error:
+            return _json({"success": False, "message": str(error)}, 400)
         except web.HTTPException as error:
             return refusal(error.status, error.reason)
         except (ConnectionError, asyncio.CancelledError):
@@ -172,12 +182,46 @@ class Server:
                 return _json({"success": False, "message": str(error), "num_paused_requests": 0}, 400)
             n_held = await self._scheduler.replace(decoder, body.weight_version, body.abort_all_requests)
             self._model_path = body.model_path
+            self._updates.checksums = {}
             self._version = body.weight_version or self._version
         return _json({"success": True, "message": "Weights are updated.", "num_paused_requests": n_held})
 
     def _load(self, folder: str) -> Decoder:
         tensors = load_weights(folder, self._config)
         return Decoder.from_tensors(self._config, tensors, self._limits.context_length, self._options.device)
+
+    async def _join_group(self, http: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.to_thread(self._updates.join, await _read(http, JoinBody))
+        return _json({"success": True, "message": "The server is a member."})
+
+    async def _leave_group(self, http: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.to_thread(self._updates.leave, (await _read(http, LeaveBody)).group_name)
+        return _json({"success": True, "message": "The server has left."})
+
+    async def _begin_update(self, http: web.BaseRequest) -> web.StreamResponse:
+        self._updates.begin()
+        return _json({"success": True, "message": "An update is open."})
+
+    async def _receive_update(self, http: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.to_thread(self._updates.receive, await _read(http, ReceiveBody))
+        return _json({"success": True, "message": "The tensors are here."})
+
+    async def _end_update(self, http: web.BaseRequest) -> web.StreamResponse:
+        async with self._updating:
+            try:
+                decoder = await asyncio.to_thread(self._received)
+            except InputError as error:
+                return _json({"success": False, "message": str(error)}, 400)
+            await self._scheduler.replace(decoder, self._updates.version, False)
+            self._version = self._updates.version or self._version
+        return _json({"success": True, "message": "Weights are updated."})
+
+    def _received(self) -> Decoder:
+        return Decoder.from_tensors(self._config, self._updates.end(), self._limits.context_length)
+
+    async def _weights_checksum(self, http: web.BaseRequest) -> web.StreamResponse:
+        """xxh3-128 by tensor of what the last update from a group brought; empty if weights came from a folder since."""
+        return _json({"checksums": self._updates.checksums})
 
     async def _abort(self, http: web.BaseRequest) -> web.StreamResponse:
         body = await _read(http, _Abort)
