@@ -238,11 +238,13 @@ class Broadcast(Record, frozen=True, kw_only=True):
     group: str
     """Another one whenever the members change."""
     address: str
-    port: Count
     """Where the members meet."""
+    port: Count
+    """Likewise."""
     members: list[str]
     """Engines in the order of their ranks, from 1; rank 0 sends."""
     backend: str
+    """`gloo` or `nccl`."""
     timeout_s: Finite
     """How long any member waits for the others."""
 

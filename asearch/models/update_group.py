@@ -13,7 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed import distributed_c10d as c10d
+from torch.distributed.distributed_c10d import GroupName  # pyright: ignore[reportPrivateImportUsage]
 
 from asearch.errors import TransferError
 
@@ -24,13 +26,13 @@ _NO_INTERFACE = "GLOO_SOCKET_IFNAME"
 class UpdateGroup:
     """One member of a group. Every call waits at most the timeout that the group was made with; raises TransferError."""
 
-    def __init__(self, store: c10d.TCPStore, group: Any, device: str) -> None:
+    def __init__(self, store: TCPStore, group: Any, device: str) -> None:
         self._store = store
         self._group = group
         self.device = device
 
     @classmethod
-    def form(cls, store: c10d.TCPStore, name: str, rank: int, world_size: int, backend: str, timeout_s: float) -> UpdateGroup:
+    def form(cls, store: TCPStore, name: str, rank: int, world_size: int, backend: str, timeout_s: float) -> UpdateGroup:
         """Meet the other members at `store`. Raises TransferError when they do not all come in time."""
         timeout = timedelta(seconds=timeout_s)
         device = "cuda" if backend == "nccl" else "cpu"
@@ -40,8 +42,8 @@ class UpdateGroup:
                 rank,
                 [],
                 c10d.Backend(backend),
-                c10d.PrefixStore(name, store),
-                group_name=c10d.GroupName(name),
+                PrefixStore(name, store),
+                group_name=GroupName(name),
                 timeout=timeout,
             )
             c10d._world.pg_group_ranks[group] = {each: each for each in range(world_size)}  # pyright: ignore[reportPrivateUsage]
@@ -61,17 +63,17 @@ class UpdateGroup:
         dist.destroy_process_group(self._group)
 
 
-def open_store(address: str, timeout_s: float) -> c10d.TCPStore:
+def open_store(address: str, timeout_s: float) -> TCPStore:
     """Where members meet, at a free port of `address`; this process keeps it."""
     _stay_on_loopback(address)
-    return c10d.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+    return TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
 
 
-def reach_store(address: str, port: int, timeout_s: float) -> c10d.TCPStore:
+def reach_store(address: str, port: int, timeout_s: float) -> TCPStore:
     """The store that another process keeps. Raises TransferError."""
     _stay_on_loopback(address)
     try:
-        return c10d.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+        return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise TransferError(f"nobody keeps a group at {address}:{port}: {error}") from error
 

@@ -51,8 +51,9 @@ class BroadcastReceiver:
         actor_id: str,
         other: Transfer,
         headers: Callable[[WeightManifest], Awaitable[list[TensorPlace]]],
+        takes: bool = True,
     ) -> None:
-        """`headers` tells the tensors of a version in the order in which they are sent."""
+        """`headers` tells the tensors of a version in the order in which they are sent; `takes` whether it may be a member."""
         self._platform = platform
         self._actor_id = actor_id
         self._other = other
@@ -61,7 +62,7 @@ class BroadcastReceiver:
         self._group: tuple[str, WeightReceiver] | None = None
         self._tensors: list[tuple[str, str, Sequence[int]]] | None = None
         """Of the version that is to be received; None: `other` has it."""
-        self._takes = 1.0
+        self._takes = float(takes)
         self._n_received = 0
         self._n_failed = 0
         self._transfer_s = 0.0

@@ -29,4 +29,6 @@ def transfer_of(context: Context, weights_dir: Path) -> Transfer:
     async def headers(manifest: WeightManifest) -> list[TensorPlace]:
         return await asyncio.to_thread(pull_places, manifest, origin_of(manifest.source))
 
-    return BroadcastReceiver(context.platform, context.actor_id, pull, headers)
+    # SGLang 0.5.23 cannot tell xxh3-128 of what it holds, and without that nothing is served: it pulls.
+    takes = settings.engine.kind == "embedded"
+    return BroadcastReceiver(context.platform, context.actor_id, pull, headers, takes)
