@@ -53,6 +53,7 @@ def test_every_bar_decides() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_short_run_bears_engines_that_come_and_go(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "tests.bench.elastic", "--minutes", "0.7", "--every-s", "8", "--seed", "1", "--json"]
     environment = {**os.environ, "ASEARCH_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
