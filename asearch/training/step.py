@@ -43,6 +43,8 @@ def train_step(learner: Learner, command: TrainStep) -> StepDone:
     elapsed_ns = time.perf_counter_ns() - started_ns
     n_forwarded = sum(len(s.ids_T) for s in batch.sequences)
     metrics["tokens_per_s"] = n_forwarded / (elapsed_ns * 1e-9) if signal else 0.0
+    if learner.device.type == "cuda":
+        metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     return StepDone(
         step=command.step,
         skipped=not signal,
