@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from asearch.errors import InputError
-from asearch.models.rotary import Llama3Scaling, Rope, read_scaling
+from asearch.models.rope import Llama3Scaling, Rope, read_scaling
 
 _FILE = "config.json"
 _ARCHITECTURES = {

@@ -14,7 +14,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from asearch.models.rotary import Rope
+from asearch.models.rope import Rope
 from asearch.training.context import ContextLayout, context_attention
 from asearch.training.dense import dense_batches
 from asearch.training.kernels import rotate

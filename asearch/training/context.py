@@ -15,7 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, distributed
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from asearch.models.rotary import Rope
+from asearch.models.rope import Rope
 from asearch.training.dense import dense_batches
 from asearch.training.kernels import rotate
 from asearch.training.parallel import context_group

@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from asearch.models.rotary import Rope, frequencies
+from asearch.models.rope import Rope
+from asearch.models.rotary import frequencies
 
 BLOCK_ELEMENTS = 1 << 17
 

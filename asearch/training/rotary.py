@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from torch import Tensor, device, dtype
 
-from asearch.models.rotary import Rope
+from asearch.models.rope import Rope
 from asearch.training.kernels import rotary_tables
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from asearch.models.config import Experts, ModelConfig
-from asearch.models.rotary import Llama3Scaling
+from asearch.models.rope import Llama3Scaling
 from asearch.models.weights import save_weights
 from schemas.local import TrainEpisode, TrainGroup
 from schemas.records import Column, Segment, Version, VersionRun

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from asearch.errors import CheckpointError, ConfigError, TrainingError
 from asearch.learning.normalisation import TokenWeights
 from asearch.models.config import ModelConfig
-from asearch.models.rotary import Rope
+from asearch.models.rope import Rope
 from asearch.models.weights import checksum, load_weights
 from asearch.training.cpu_shim import correct_optimizer_state, install_device_shim
 

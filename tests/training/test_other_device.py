@@ -9,7 +9,7 @@ import torch
 from asearch.learning.logprobs import token_logprobs
 from asearch.learning.normalisation import TokenWeights
 from asearch.learning.objectives import LossTokens, objectives, policy_diagnostics, policy_loss
-from asearch.models.rotary import Rope
+from asearch.models.rope import Rope
 from asearch.training.batch import TrainingSequence
 from asearch.training.cpu_shim import install_device_shim
 from asearch.training.settings import TrainerSettings
