@@ -145,9 +145,15 @@ class Trainer(Actor):
 
     async def _load(self, found: tuple[Path, Manifest] | None) -> Rank:
         """A rank with the model, and with the state of the checkpoint if there is one."""
-        self.become("starting", "the rank process (imports megatron-core)")
+        n = self.settings.trainer.world_size
+        self.become("starting", f"{'the rank process' if n == 1 else f'{n} rank processes'} (imports megatron-core)")
         log_path = self.context.run_dir / "logs" / f"{self.context.actor_id}-rank.log"
-        rank = self._rank = self._given_rank or await start_ranks(self.platform, self.settings.trainer, log_path)
+        rank = self._given_rank
+        if rank is None:
+            rank = started = await start_ranks(self.platform, self.settings.trainer, log_path)
+            # Also while none of them is asked anything: what starts again later is missed for longer.
+            self.spawn(started.watch(), "rank processes")
+        self._rank = rank
         await rank.ask(load_model(self.settings, self._model_dir), ModelLoaded, STEP_TIMEOUT_S)
         if found is not None:
             await rank.ask(RestoreCheckpoint(path=str(found[0])), CheckpointRestored, STEP_TIMEOUT_S)

@@ -12,7 +12,7 @@ from pathlib import Path
 from actors.runtime.naked import naked
 from actors.runtime.platform import Platform
 from actors.runtime.rank_replies import merged
-from actors.runtime.ranks import R, Rank, RankProcess, answer, encoded
+from actors.runtime.ranks import R, RankProcess, answer, encoded
 from asearch.errors import TrainingError
 from asearch.training.settings import TrainerSettings
 from schemas.local import Command, GroupJoined, JoinGroup, RankFailed, Reply
@@ -24,7 +24,7 @@ BLAME_S = 1.0
 """How long it may take to see which process has ended first, after another has complained about it."""
 
 
-async def start_ranks(platform: Platform, settings: TrainerSettings, log_path: Path) -> Rank:
+async def start_ranks(platform: Platform, settings: TrainerSettings, log_path: Path) -> "RankProcess | RankGroup":
     """The ranks that `settings` ask for: one alone, or a group. Several write logs of their own beside `log_path`."""
     if settings.world_size == 1:
         return await RankProcess.start(platform, log_path)
@@ -146,6 +146,12 @@ class RankGroup:
         self._ended.append(rank)
         if not self._is_stopping:
             self._break(f"{self.members[rank].obituary()}; {self.members[rank].log_tail()}")
+
+    async def watch(self) -> None:
+        """Wait for the end of any rank. Raises TrainingError if nobody has asked for it."""
+        await asyncio.wait(self._watching, return_when=asyncio.FIRST_COMPLETED)
+        if not self._is_stopping:
+            raise TrainingError(self._broken or "the ranks have ended")
 
     def _break(self, why: str) -> None:
         if self._broken is None:

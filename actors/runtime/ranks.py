@@ -51,6 +51,7 @@ class RankProcess:
         self._log_path = log_path
         self._turn = asyncio.Lock()
         self._is_out_of_step = False
+        self._is_stopping = False
 
     @classmethod
     async def start(
@@ -138,8 +139,15 @@ class RankProcess:
         text = self._log_path.read_text(errors="replace") if self._log_path.is_file() else ""
         return f"the end of {self._log_path}:\n" + "\n".join(text.splitlines()[-15:])
 
+    async def watch(self) -> None:
+        """Wait for the end of the process. Raises TrainingError if nobody has asked for it."""
+        await self.process.wait()
+        if not self._is_stopping:
+            raise TrainingError(f"{self.obituary()}; {self.log_tail()}")
+
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the process: ask by closing the channel, then by signal."""
+        self._is_stopping = True
         self._writer.close()
         self.process.terminate()
         try:

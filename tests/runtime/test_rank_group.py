@@ -76,7 +76,10 @@ async def test_a_rank_that_is_killed_takes_the_group_with_it_at_once(tmp_path: P
 
 async def test_the_death_of_an_idle_rank_is_noticed_without_a_command(tmp_path: Path) -> None:
     async with group(tmp_path) as ranks:
+        watching = asyncio.create_task(ranks.watch())
         os.kill(ranks.members[0].process.pid, signal.SIGKILL)
+        with pytest.raises(TrainingError, match=r"rank 0 of 2 is gone \(signal 9\)"):
+            await asyncio.wait_for(watching, PROMPT_S)
         await asyncio.wait_for(ranks.members[1].process.wait(), PROMPT_S)
         with pytest.raises(TrainingError, match=r"rank 0 of 2 is gone \(signal 9\)"):
             await step(ranks, 0)
@@ -126,7 +129,11 @@ async def test_a_rank_that_does_not_start_is_named_and_no_other_stays(tmp_path: 
 async def test_world_size_1_is_one_process_without_a_group(tmp_path: Path) -> None:
     rank = await start_ranks(LightPlatform(), TrainerSettings(), tmp_path / "rank.log")
     assert isinstance(rank, RankProcess)
+    stopped = asyncio.create_task(rank.watch())
+    await asyncio.sleep(0)
     await rank.stop()
+    # It was asked to end: nothing is wrong.
+    await asyncio.wait_for(stopped, PROMPT_S)
     assert [path.name for path in tmp_path.iterdir()] == ["rank.log"]
 
 

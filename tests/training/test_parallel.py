@@ -176,7 +176,10 @@ def test_a_group_trains_as_one_rank_does(tmp_path: Path, layouts: dict[str, dict
         use_it: Coroutine[Any, Any, Any] = with_ranks(settings, tmp_path / "rank.log", use)
         return asyncio.run(use_it)
 
-    expected = run(TrainerSettings(), lambda rank: every(rank, {}))
+    async def alone(rank: Rank) -> dict[tuple[str, str], Run]:
+        return await every(rank, {})
+
+    expected = run(TrainerSettings(), alone)
     found = run(TrainerSettings(**next(iter(layouts.values()))), all_layouts)
     for layout, runs in found.items():
         for which, expected_run in expected.items():
