@@ -59,13 +59,6 @@ def files_of(rank: int) -> tuple[str, str]:
     return f"rank{rank}.model.safetensors", f"rank{rank}.optimizer.safetensors"
 
 
-def shard_shape(name: str, model: ModelConfig, size: int) -> tuple[int, ...]:
-    """Shape of a shard of a weight that is divided over `size` ranks."""
-    shapes = model.shapes()
-    parts = [torch.empty(shapes[each], device="meta") for each in hf_names(name) or []]
-    return tuple(shard_of(name, parts, model, 0, size).shape)
-
-
 class CheckpointFiles:
     """All parts that the files of a checkpoint hold. Tensors are put together when they are asked for, one at a time."""
 
@@ -76,6 +69,8 @@ class CheckpointFiles:
         self._opened: dict[str, Any] = {}
         self._held: dict[tuple[str, str], list[Held]] = {}
         self._rng: dict[int, Held] = {}
+        self._hf_shapes = model.shapes()
+        self._shapes: dict[tuple[str, int], tuple[int, ...]] = {}
         self.n_ranks = self._note(0)
         for rank in range(1, self.n_ranks):
             self._note(rank)
@@ -148,8 +143,7 @@ class CheckpointFiles:
         return Description(1, {key: Part(0, 1, shape, 0, math.prod(shape)) for key, shape in shapes.items()})
 
     def _check_model(self) -> None:
-        expected = self._model.shapes()
-        shapes: dict[tuple[str, int], tuple[int, ...]] = {}
+        expected = self._hf_shapes
         found: set[str] = set()
         wrong: set[str] = set()
         for (_, name), held in self._held.items():
@@ -159,18 +153,22 @@ class CheckpointFiles:
                 continue
             found.update(sources)
             for part in (each.part for each in held):
-                key = (name, part.n_shards)
-                if key not in shapes:
-                    shapes[key] = shard_shape(name, self._model, part.n_shards)
-                if part.shape not in (shapes[key], ()):
+                if part.shape not in (self._shape(name, part.n_shards), ()):
                     wrong.add(name)
         wrong |= expected.keys() - found
         if wrong:
             raise CheckpointError(f"checkpoint {self.folder} is not of this model: {', '.join(sorted(wrong)[:3])} differ")
 
+    def _shape(self, name: str, size: int) -> tuple[int, ...]:
+        """Shape of a shard of a weight that is divided over `size` ranks."""
+        if (name, size) not in self._shapes:
+            parts = [torch.empty(self._hf_shapes[each], device="meta") for each in hf_names(name) or []]
+            self._shapes[name, size] = tuple(shard_of(name, parts, self._model, 0, size).shape)
+        return self._shapes[name, size]
+
     def _shard(self, field: str, name: str, shard: int, held: Iterable[Held], verify: bool) -> Tensor:
         parts = sorted((each for each in held if each.part.shard == shard), key=lambda each: each.part.start)
-        shape = shard_shape(name, self._model, parts[0].part.n_shards) if parts else ()
+        shape = self._shape(name, parts[0].part.n_shards) if parts else ()
         n_elements, reached = math.prod(shape), 0
         pieces: list[Tensor] = []
         for each in parts:

@@ -15,6 +15,8 @@ from asearch.training.mapping import EMBEDDING, global_name, is_divided
 
 MAIN = "main"
 """The float32 copy that the optimizer works on where the weight itself is of half precision."""
+STEP = "step"
+"""Number of updates."""
 
 
 @dataclass
@@ -48,7 +50,10 @@ class Trained:
         if self.main is None or self.optimizer is None:
             return {}
         own = {MAIN: self.main.detach()} if self.is_copy else {}
-        return own | cast("dict[str, Tensor]", self.optimizer.state.get(self.main, {}))
+        state = cast("dict[str, Tensor]", self.optimizer.state.get(self.main, {}))
+        if state and _counts_by_group(self.optimizer):
+            own[STEP] = torch.tensor(float(self._group()[STEP]))
+        return own | state
 
     def own(self, whole: Tensor) -> Tensor:
         """Of a tensor of the weight's shape what the optimizer has here; a number as it is."""
@@ -63,11 +68,23 @@ class Trained:
         if main is not None or self.is_copy:
             self.main.copy_(self.own(self.parameter) if main is None else main)
         self.optimizer.state.pop(self.main, None)
+        if fields and _counts_by_group(self.optimizer):
+            self._group()[STEP] = int(fields[STEP])
+            fields = {name: value for name, value in fields.items() if name != STEP}
         if fields:
             device = self.main.device
             self.optimizer.state[self.main] = {
                 name: value.to(device if value.dim() else "cpu", copy=True) for name, value in fields.items()
             }
+
+    def _group(self) -> dict[str, Any]:
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return next(group for group in groups if any(each is self.main for each in group["params"]))
+
+
+def _counts_by_group(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether steps are counted for all weights of a group at once, as fused optimizers do, and not for each as torch does."""
+    return not isinstance(optimizer, torch.optim.Adam)
 
 
 def trained(learner: Learner) -> list[Trained]:

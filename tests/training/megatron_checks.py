@@ -35,6 +35,7 @@ from asearch.training.learner import Learner  # noqa: E402
 from asearch.training.mapping import to_hf  # noqa: E402
 from asearch.training.microbatch import Known, micro_batches  # noqa: E402
 from asearch.training.model import transformer_config  # noqa: E402
+from asearch.training.optimizer_state import Trained  # noqa: E402
 from asearch.training.settings import TrainerSettings  # noqa: E402
 from asearch.training.step import train_step  # noqa: E402
 from schemas.local import TrainEpisode, TrainGroup, TrainStep  # noqa: E402
@@ -397,6 +398,26 @@ def test_distributed_optimizer_counts_steps_per_parameter_after_loading(folder: 
     assert len({id(s) for s in steps}) == len(steps) > 1
     assert {float(s) for s in steps} == {2.0}
     assert {group["step"] for group in fresh["optimizer"]["param_groups"]} == {0.0}
+
+
+def test_steps_that_a_fused_optimizer_counts_by_group_are_kept() -> None:
+    """Transformer Engine's Adam, which runs on CUDA only, has `step` in its group and no count in a weight's state."""
+    weight = torch.zeros(4)
+
+    def held(steps: int | None, state: dict[str, Tensor]) -> Trained:
+        optimizer = torch.optim.SGD([weight])
+        optimizer.param_groups[0] |= {} if steps is None else {"step": steps}
+        optimizer.state[weight] = state
+        return Trained("w", weight, 0, 1, True, True, 0, 4, weight, False, optimizer)
+
+    fields = held(7, {"exp_avg": torch.ones(4)}).fields()
+    assert {name: value.tolist() for name, value in fields.items()} == {"step": 7.0, "exp_avg": [1.0] * 4}
+    fresh = held(None, {})
+    assert fresh.fields() == {}
+    fresh.set_fields(None, fields)
+    assert fresh.optimizer is not None
+    assert fresh.optimizer.param_groups[0]["step"] == 7
+    assert list(fresh.optimizer.state[weight]) == ["exp_avg"]
 
 
 def test_a_batch_without_signal_is_skipped(folder: Path) -> None:
