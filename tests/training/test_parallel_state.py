@@ -169,3 +169,17 @@ async def test_experts_are_refused_over_tensor_parallel_ranks(ranks: tuple[Rank,
     settings = b'{"tensor_parallel": 2}'
     with pytest.raises(TrainingError, match="for a model with experts"):
         await ranks[1].ask(LoadModel(model_dir=str(folder), settings=settings, seed=0), ModelLoaded, TIMEOUT_S)
+
+
+async def test_experts_train_alike_on_one_rank_and_on_two(ranks: tuple[Rank, Rank], tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "hf", model_config("Qwen3MoeForCausalLM", tied=False))
+    one, two = ranks
+    await load(one, folder)
+    expected = await train(one, 0, 2)
+    await save(one, tmp_path / "checkpoint")
+    expected += await train(one, 2, 2)
+    for layout in ("pipeline", "data", "context"):
+        await load(two, folder, **LAYOUTS[layout])
+        found = await train(two, 0, 2)
+        await restore(two, tmp_path / "checkpoint")
+        assert found + await train(two, 2, 2) == pytest.approx(expected, abs=1e-5), layout
