@@ -25,7 +25,7 @@ from asearch.training.cpu_shim import correct_optimizer_state, install_device_sh
 install_device_shim()
 correct_optimizer_state()
 
-from asearch.training import kernels  # noqa: E402
+from asearch.training import attention, kernels  # noqa: E402
 from asearch.training.attention import packed_layout  # noqa: E402
 from asearch.training.batch import TrainingSequence  # noqa: E402
 from asearch.training.checkpoint import CheckpointWriter, restore_checkpoint  # noqa: E402
@@ -289,6 +289,27 @@ def test_sft_learns_a_toy_mapping(folder: Path) -> None:
         losses.append(done.metrics["loss"])
     assert losses[0] > 3.5
     assert losses[-1] < 0.2
+
+
+def test_recomputed_activations_give_the_same_gradient(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    attend = attention.PackedAttention.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(now)
+        return attend(self, *args, **kwargs)
+
+    monkeypatch.setattr(attention.PackedAttention, "forward", counted)
+    chosen = sequences(LENGTHS, 67)
+    packed = micro_batches(chosen, [1.0, -1.0] * 4, TokenWeights([1.0] * len(chosen), 50), 64)
+    found: dict[str, dict[str, Tensor]] = {}
+    for now in ("none", "selective", "full"):
+        built = learner(folder, recompute=now)
+        built.accumulate(packed)
+        found[now] = {name: g.clone() for name, g in gradients(built).items()}
+    for how in ("selective", "full"):
+        assert calls.count(how) == 2 * calls.count("none"), how
+        assert_equal(found[how], found["none"])
 
 
 @pytest.mark.parametrize(("context_size", "tensor_size"), [(2, 1), (2, 2), (3, 2), (4, 4)])
