@@ -83,7 +83,7 @@ def tasks(tmp_path: Path) -> Path:
         ("agent.name=asearcher", ("asearcher", "asearcher_base")),
         ("rewards.name=f1_fromat", ("f1_fromat", "f1_format")),
         ("trainer.advantage=grppo", ("grppo", "grpo")),
-        ("trainer.objective=ppo", ("ppo", "decoupled_ppo")),
+        ("trainer.objective=grppo", ("grppo", "grpo")),
         ("trainer.lr=-1", ("lr", "above 0")),
         ("tools.latency.distribution=gauss", ("tools.latency.distribution",)),
         ("evaluation.questions=0", ("evaluation.questions",)),
