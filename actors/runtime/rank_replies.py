@@ -18,8 +18,8 @@ from schemas.local import (
 )
 from schemas.records import WeightManifest
 
-SLOWEST = frozenset({"tokens_per_s"})
-"""Metrics of a step in which ranks may differ: the smallest counts."""
+OF_ONE_RANK: dict[str, Callable[[Sequence[float]], float]] = {"tokens_per_s": min, "peak_memory_bytes": max}
+"""Metrics of a step in which ranks may differ, and which of them counts."""
 
 
 def merged(replies: Sequence[Reply]) -> Reply:
@@ -48,9 +48,12 @@ def _step_done(replies: Sequence[Reply]) -> StepDone:
     names = [set(each.metrics) for each in done]
     _agree("names of metrics", [sorted(each) for each in names])
     for name in first.metrics:
-        if name not in SLOWEST:
+        if name not in OF_ONE_RANK:
             _agree(name, [_comparable(each.metrics[name]) for each in done])
-    metrics = first.metrics | {name: min(each.metrics[name] for each in done) for name in SLOWEST & first.metrics.keys()}
+    metrics = {
+        name: OF_ONE_RANK[name]([each.metrics[name] for each in done]) if name in OF_ONE_RANK else value
+        for name, value in first.metrics.items()
+    }
     return msgspec.structs.replace(first, metrics=metrics, elapsed_ns=max(each.elapsed_ns for each in done))
 
 

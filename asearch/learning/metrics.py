@@ -16,7 +16,7 @@ OF_TOKENS = {
     "behaviour_capped_fraction": "Share whose weight was above `behaviour_cap`",
     "rejected_fraction": "Share that `rejection` left out",
 }
-"""Means over the loss tokens of all optimizer steps of the update; maxima where the name ends in `_max`."""
+"""Means over the loss tokens of an optimizer step, averaged over those of the update; maxima where the name ends in `_max`."""
 
 OF_CRITIC = {
     "value_loss": "Loss of the critic",
@@ -43,6 +43,7 @@ OF_BATCH = {
     "grad_norm": "Norm of the gradient before clipping",
     "lr": "Learning rate",
     "tokens_per_s": "Tokens read by second of the step",
+    "peak_memory_bytes": "Most memory that a rank's GPU has had in use; on CUDA",
 }
 
 STEP_METRICS = OF_TOKENS | OF_CRITIC | OF_BATCH

@@ -84,10 +84,10 @@ def _update(learner: Learner, batch: Batch, command: TrainStep) -> tuple[dict[st
 def _minibatches(batch: Batch, n: int) -> list[list[TrainingSequence]]:
     groups = sorted({s.group for s in batch.sequences})
     n = min(n, len(groups))
-    part_of = {group: place * n // len(groups) for place, group in enumerate(groups)}
+    number_of = {group: place * n // len(groups) for place, group in enumerate(groups)}
     parts: list[list[TrainingSequence]] = [[] for _ in range(n)]
     for sequence in batch.sequences:
-        parts[part_of[sequence.group]].append(sequence)
+        parts[number_of[sequence.group]].append(sequence)
     return [part for part in parts if batch.has_signal(part)]
 
 
@@ -116,7 +116,7 @@ def _optimize(
     broken = sorted(name for name in ("loss", "logprob") if not math.isfinite(sums[name]))
     if broken:
         raise TrainingError(f"the sum of {' and '.join(broken)} over the batch is not finite; the update was not made")
-    divisors = {"loss": part.weights.divisor, "n_micro_batches": 1}
+    divisors = {"loss": part.weights.divisor}
     metrics = {name: value if is_maximum(name) else value / divisors.get(name, part.n_tokens) for name, value in sums.items()}
     metrics |= of_critic
     metrics["grad_norm"] = learner.apply(lr)

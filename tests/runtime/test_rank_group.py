@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from actors.runtime.platform import SystemPlatform, SystemProcess
@@ -19,6 +20,7 @@ from asearch.training.settings import TrainerSettings
 from schemas.local import CheckpointCopied, CheckpointProgress, ModelLoaded, Reply, StepDone, TrainStep, WeightsExported
 from schemas.records import ShardFile, WeightManifest
 
+STEP_DONE = StepDone(step=0, skipped=False, n_tokens_trained=1, n_tokens_masked_stale=0, staleness={}, metrics={}, elapsed_ns=1)
 PROMPT_S = 20.0
 """A death is noticed in this time, however long a reply may take."""
 
@@ -140,6 +142,18 @@ async def test_world_size_1_is_one_process_without_a_group(tmp_path: Path) -> No
 def exported(*names: str) -> WeightsExported:
     shards = [ShardFile(name=name, size_bytes=1, checksums={}) for name in names]
     return WeightsExported(manifest=WeightManifest(path="/w", shards=shards), elapsed_ns=1)
+
+
+def test_what_ranks_measure_of_themselves_may_differ() -> None:
+    """Memory is reported on CUDA alone, and no two ranks use the same."""
+
+    def done(tokens_per_s: float, n_bytes: float) -> StepDone:
+        metrics = {"loss": 0.5, "tokens_per_s": tokens_per_s, "peak_memory_bytes": n_bytes}
+        return msgspec.structs.replace(STEP_DONE, metrics=metrics)
+
+    both = merged([done(7.0, 100.0), done(5.0, 300.0)])
+    assert isinstance(both, StepDone)
+    assert both.metrics == {"loss": 0.5, "tokens_per_s": 5.0, "peak_memory_bytes": 300.0}
 
 
 def test_files_of_all_ranks_are_named_once() -> None:
