@@ -21,11 +21,14 @@ class OneDevice(TorchDispatchMode):
         super().__init__()
         self.n_operations = 0
         """On tensors of `meta`."""
+        self.names: set[str] = set()
+        """Of the operations, without their overload."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [each for each in tree_leaves((args, kwargs or {})) if isinstance(each, Tensor)]
         devices = {each.device.type for each in tensors if each.dim()}
         self.n_operations += META in devices
+        self.names.add(func.overloadpacket.__name__)
         if len(devices) > 1 and func not in _MOVES:
             told = ", ".join(f"{each.device.type} {tuple(each.shape)}" for each in tensors)
             raise AssertionError(f"{func} is given tensors of several devices: {told}")

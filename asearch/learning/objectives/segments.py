@@ -17,5 +17,7 @@ def segment_mean(values_N: Tensor, segment_N: Tensor) -> Tensor:
 
 def _sums(values_N: Tensor, segment_N: Tensor) -> tuple[Tensor, Tensor]:
     _, place_N, counts_S = torch.unique(segment_N, return_inverse=True, return_counts=True)
-    sums_S = values_N.new_zeros(counts_S.shape[0]).index_add(0, place_N, values_N)
+    # Not `index_add`: on a GPU its order of addition changes, and ranks that share a segment must find the same to the last bit.
+    sorted_N = values_N[place_N.argsort(stable=True)]
+    sums_S = torch.segment_reduce(sorted_N, "sum", lengths=counts_S, unsafe=True)
     return sums_S[place_N], counts_S[place_N]
