@@ -12,7 +12,9 @@ from asearch.errors import CheckpointError, TrainingError
 from asearch.learning.objectives.diagnostics import merge
 from asearch.learning.objectives.value import value_loss
 from asearch.models.config import ModelConfig
+from asearch.training.fragments import WEIGHT
 from asearch.training.microbatch import MicroBatch
+from asearch.training.optimizer_state import MAIN, trained
 from asearch.training.parallel import Coordinates
 from asearch.training.settings import TrainerSettings
 from asearch.training.trainable import Trainable
@@ -69,18 +71,16 @@ class Critic(Trainable):
 
     def state(self) -> dict[str, Tensor]:
         """Weights and optimizer state, by names of their own; the tensors are the live ones."""
-        held = {f"weight/{name}": tensor for name, tensor in self.weights().items()}
-        for name, main, optimizer in self._optimized():
-            if self.settings.precision == "bf16":
-                held[f"main/{name}"] = main.detach()
-            for field, value in cast("dict[str, Tensor]", optimizer.state.get(main, {})).items():
-                held[f"{field}/{name}"] = value.detach()
+        held: dict[str, Tensor] = {}
+        for each in trained(self):
+            held[f"{WEIGHT}/{each.name}"] = each.parameter
+            held |= {f"{field}/{each.name}": value.detach() for field, value in each.fields().items()}
         return held
 
     def check(self, held: Mapping[str, Tensor]) -> None:
         """Raises CheckpointError if `held` is not the state of a critic like this."""
-        shapes = {f"weight/{name}": tensor.shape for name, tensor in self.weights().items()}
-        found = {key: tensor.shape for key, tensor in held.items() if key.startswith("weight/")}
+        shapes = {f"{WEIGHT}/{each.name}": each.parameter.shape for each in trained(self)}
+        found = {key: tensor.shape for key, tensor in held.items() if key.startswith(f"{WEIGHT}/")}
         wrong = sorted(key for key in shapes.keys() | found.keys() if shapes.get(key) != found.get(key))
         if wrong:
             raise CheckpointError(f"the checkpoint's critic is not of this model: {', '.join(wrong[:3])} differ")
@@ -88,18 +88,11 @@ class Critic(Trainable):
     @torch.no_grad()
     def restore(self, held: Mapping[str, Tensor]) -> None:
         """Set what `state` gave and `check` accepted."""
-        for name, to in self.weights().items():
-            to.copy_(held[f"weight/{name}"])
-        for name, main, optimizer in self._optimized():
-            fields = {key.partition("/")[0]: value for key, value in held.items() if key.partition("/")[2] == name}
-            main.copy_(fields.pop("main", fields["weight"]))
-            del fields["weight"]
-            optimizer.state.pop(main, None)
-            if fields:
-                optimizer.state[main] = {k: v.to(main.device if v.dim() else "cpu", copy=True) for k, v in fields.items()}
-
-    def _optimized(self) -> list[tuple[str, Tensor, torch.optim.Optimizer]]:
-        """Every weight by name with what the optimizer works on: under bf16 a float32 copy that hangs on it."""
-        holders = {id(p): inner for inner in self.inner_optimizers() for group in inner.param_groups for p in group["params"]}
-        mains = ((name, cast("Tensor", getattr(p, "main_param", p))) for name, p in self.module.named_parameters())
-        return [(name, main, holders[id(main)]) for name, main in mains]
+        by_weight: dict[str, dict[str, Tensor]] = {}
+        for key, value in held.items():
+            field, _, name = key.partition("/")
+            by_weight.setdefault(name, {})[field] = value
+        for each in trained(self):
+            fields = by_weight[each.name]
+            each.parameter.copy_(fields.pop(WEIGHT))
+            each.set_fields(fields.pop(MAIN, None), fields)

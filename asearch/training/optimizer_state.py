@@ -10,8 +10,8 @@ from torch import Tensor
 
 from asearch.training.fragments import Part
 from asearch.training.gathering import spread
-from asearch.training.learner import Learner
 from asearch.training.mapping import EMBEDDING, global_name, is_divided
+from asearch.training.trainable import Trainable
 
 MAIN = "main"
 """The float32 copy that the optimizer works on where the weight itself is of half precision."""
@@ -87,15 +87,15 @@ def _counts_by_group(optimizer: torch.optim.Optimizer) -> bool:
     return not isinstance(optimizer, torch.optim.Adam)
 
 
-def trained(learner: Learner) -> list[Trained]:
+def trained(model: Trainable) -> list[Trained]:
     """Every weight of this rank, in the order of the module. Replicas that hold the same agree on who writes what."""
-    position, place = learner.position, learner.position.placement
-    parameters = dict(learner.module.named_parameters())
+    position, place = model.position, model.position.placement
+    parameters = dict(model.module.named_parameters())
     writers = spread([parameter.numel() for parameter in parameters.values()], position.n_replicas)
-    states = _states(learner)
+    states = _states(model)
     result: list[Trained] = []
     for (local, parameter), writer in zip(parameters.items(), writers, strict=True):
-        name = global_name(local, learner.model_config, place)
+        name = global_name(local, model.model_config, place)
         divided = is_divided(name)
         # Of a tied embedding the first stage writes; the last one has the same.
         answers = (divided or place.tensor_rank == 0) and (name != EMBEDDING or place.pipeline_rank == 0)
@@ -110,10 +110,10 @@ def trained(learner: Learner) -> list[Trained]:
     return result
 
 
-def _states(learner: Learner) -> dict[int, tuple[Tensor, int, int, torch.optim.Optimizer, bool]]:
+def _states(model: Trainable) -> dict[int, tuple[Tensor, int, int, torch.optim.Optimizer, bool]]:
     """By weight: what the optimizer works on, the range of the weight that it is, its optimizer, and whether others have more."""
     found: dict[int, tuple[Tensor, int, int, torch.optim.Optimizer, bool]] = {}
-    for part in cast("Any", learner.optimizer).chained_optimizers:
+    for part in cast("Any", model.optimizer).chained_optimizers:
         inner = cast("torch.optim.Optimizer", part.optimizer)
         if isinstance(part, DistributedOptimizer):
             ranges = cast("dict[torch.nn.Parameter, tuple[int, int]]", cast("Any", part).model_param_group_index_map)
@@ -122,8 +122,8 @@ def _states(learner: Learner) -> dict[int, tuple[Tensor, int, int, torch.optim.O
                 found[id(parameter)] = (inner.param_groups[group]["params"][order], span.start, span.end, inner, True)
     if found:
         return found
-    holders = {id(p): inner for inner in learner.inner_optimizers() for group in inner.param_groups for p in group["params"]}
-    for parameter in learner.module.parameters():
+    holders = {id(p): inner for inner in model.inner_optimizers() for group in inner.param_groups for p in group["params"]}
+    for parameter in model.module.parameters():
         # Under bf16 the optimizer works on a float32 copy that hangs on the parameter.
         main = cast("Tensor", getattr(parameter, "main_param", parameter))
         found[id(parameter)] = (main, 0, parameter.numel(), holders[id(main)], False)

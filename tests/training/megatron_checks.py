@@ -5,7 +5,8 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -37,6 +38,7 @@ from asearch.training.microbatch import Known, micro_batches  # noqa: E402
 from asearch.training.model import transformer_config  # noqa: E402
 from asearch.training.optimizer_state import Trained  # noqa: E402
 from asearch.training.settings import TrainerSettings  # noqa: E402
+from asearch.training.snapshot import Snapshot  # noqa: E402
 from asearch.training.step import train_step  # noqa: E402
 from schemas.local import TrainEpisode, TrainGroup, TrainStep  # noqa: E402
 from tests.training.material import model_config, random_groups, segment, write_model  # noqa: E402
@@ -439,6 +441,21 @@ def test_steps_that_a_fused_optimizer_counts_by_group_are_kept() -> None:
     assert fresh.optimizer is not None
     assert fresh.optimizer.param_groups[0]["step"] == 7
     assert list(fresh.optimizer.state[weight]) == ["exp_avg"]
+
+
+def test_an_update_that_is_taken_back_takes_back_steps_that_are_counted_by_group() -> None:
+    weight = torch.zeros(4)
+    optimizer = torch.optim.SGD([weight])
+    model = cast("Any", SimpleNamespace(weights=lambda: {"w": weight}, inner_optimizers=lambda: [optimizer]))
+    group = optimizer.param_groups[0]
+    before_any = Snapshot(model)
+    group["step"] = 7
+    snapshot = Snapshot(model)
+    group["step"] = 8
+    snapshot.restore(model)
+    assert group["step"] == 7
+    before_any.restore(model)
+    assert "step" not in group
 
 
 def test_a_batch_without_signal_is_skipped(folder: Path) -> None:

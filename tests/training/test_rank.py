@@ -292,8 +292,11 @@ def test_every_objective_learns_which_actions_are_rewarded(rank: RankProcess, fo
     assert done.metrics["logprob_difference_max"] >= done.metrics["logprob_difference"] > 0
 
 
-def test_a_critic_is_trained_kept_and_restored_with_the_policy(rank: RankProcess, folder: Path, tmp_path: Path) -> None:
-    settings = {"objective": "ppo", "advantage": None, "gamma": 0.9, "gae_lambda": 0.8, "minibatches": 2}
+@pytest.mark.parametrize("other", [{}, {"distributed_optimizer": True}, {"precision": "bf16"}], ids=str)
+def test_a_critic_is_trained_kept_and_restored_with_the_policy(
+    rank: RankProcess, folder: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    settings = {"objective": "ppo", "advantage": None, "gamma": 0.9, "gae_lambda": 0.8, "minibatches": 2} | other
     batches = [random_groups(3, 4, (5, 20), 67, seed=n) for n in range(4)]
     load(rank, folder, **settings)
     told: list[dict[str, float]] = []
