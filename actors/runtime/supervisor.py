@@ -28,8 +28,6 @@ _POLL_S = 0.05
 class ChildSpec:
     """A process to keep alive. One that `may_end` is done when it ends with status 0; every other end is a failure.
 
-    One that `may_fail` is given up after too many failures, and the run goes on without it.
-
     More than `max_restarts` failures in `period_s` seconds take the whole run down. Children of a lower `stage` stop first,
     those of one stage together; one that runs `grace_s` after SIGTERM is killed. A child with a `ready_file` has started when
     it has written that file. One that `may_fail` is given up after too many failures, and the run goes on without it.
@@ -116,8 +114,10 @@ class Supervisor:
 
         Raises ChildFailedError if it ends or is not ready in time.
         """
-        child = _Child(spec, Intensity(spec.max_restarts, spec.period_s))
-        self._children.append(child)
+        await self._start_first(self._take(spec))
+
+    async def _start_first(self, child: _Child) -> None:
+        spec = child.spec
         await self._start(child)
         deadline_s = self._platform.monotonic() + spec.ready_timeout_s
         while spec.ready_file is not None and not spec.ready_file.is_file():
@@ -136,9 +136,11 @@ class Supervisor:
                     self._tasks = tasks
                     for child in self._children:
                         tasks.create_task(self._keep(child), name=f"keep {child.spec.name}")
-                    for spec in specs:
-                        await self.start(spec)
-                        tasks.create_task(self._keep(self._children[-1]), name=f"keep {spec.name}")
+                    # All of them known from the beginning: one may be removed, others added, while the first ones start.
+                    for child in [self._take(spec) for spec in specs]:
+                        if not child.is_removed:
+                            await self._start_first(child)
+                            tasks.create_task(self._keep(child), name=f"keep {child.spec.name}")
         finally:
             self._tasks = None
             await self._stop_for_certain()
@@ -152,9 +154,7 @@ class Supervisor:
         """Start one more child and keep it alive too, while `run` is under way."""
         if self._tasks is None:
             raise RuntimeError("the supervisor does not run")
-        child = _Child(spec, Intensity(spec.max_restarts, spec.period_s))
-        self._children.append(child)
-        self._tasks.create_task(self._start_and_keep(child), name=f"keep {spec.name}")
+        self._tasks.create_task(self._start_and_keep(self._take(spec)), name=f"keep {spec.name}")
 
     def remove(self, name: str, *, now: bool = False) -> None:
         """End a child and do not start it again: SIGTERM, and SIGKILL after its grace, or `now`."""
@@ -163,6 +163,11 @@ class Supervisor:
                 child.is_removed = True
                 if self._tasks is not None:
                     self._tasks.create_task(self._remove(child, 0.0 if now else child.spec.grace_s), name=f"remove {name}")
+
+    def _take(self, spec: ChildSpec) -> _Child:
+        child = _Child(spec, Intensity(spec.max_restarts, spec.period_s))
+        self._children.append(child)
+        return child
 
     async def _start_and_keep(self, child: _Child) -> None:
         await self._start(child)

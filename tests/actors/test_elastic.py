@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +14,7 @@ from actors.runtime.elastic import ElasticEngines
 from actors.runtime.following import LOST_S, View, Vitals
 from actors.runtime.measures import measure
 from actors.runtime.membership import Membership, membership_of, read_membership, write_membership
-from actors.runtime.platform import SystemPlatform
+from actors.runtime.platform import Process, SystemPlatform
 from actors.runtime.roster import actors_now, actors_of
 from actors.runtime.supervisor import Supervisor
 from asearch.configuration.loading import load_settings
@@ -100,6 +101,37 @@ async def test_a_child_that_is_removed_while_it_starts_again_stays_away(tmp_path
     await until(lambda: "up" in (tmp_path / "notes").read_text(), 20.0)
     supervised.remove("deaf")
     await until(lambda: list(supervised.children) == ["good"])
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+class SlowToSpawn(SystemPlatform):
+    """Starts nothing before `gate` is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def spawn(self, *args: Any, **more: Any) -> Process:
+        await self.gate.wait()
+        return await super().spawn(*args, **more)
+
+
+async def test_children_are_added_and_removed_while_the_first_ones_start(tmp_path: Path) -> None:
+    platform, script = SlowToSpawn(), "import sys; sys.exit(3)"
+    held = Supervisor(platform)
+    specs = [spec("bad", script, tmp_path, max_restarts=1000), *(spec(name, PATIENT, tmp_path) for name in ("good", "gone"))]
+    running = asyncio.create_task(held.run(specs))
+    await asyncio.sleep(0)
+    held.remove("gone")
+    held.add(spec("added", PATIENT, tmp_path))
+    platform.gate.set()
+    await until(lambda: held.children["bad"][1] >= 2, 20.0)
+    await until(lambda: (tmp_path / "notes").exists() and (tmp_path / "notes").read_text().count("begins") == 2, 20.0)
+    assert sorted(held.children) == ["added", "bad", "good"]
+    assert "gone" not in (tmp_path / "notes").read_text()
+    assert held.children["added"][1] == 0
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
