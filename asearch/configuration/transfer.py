@@ -11,7 +11,8 @@ class TransferSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """How weights travel where `engine.transfer` is not `shared`."""
 
     bind: str = "127.0.0.1"
-    """Address at which the trainer's host serves its weights. Whoever reaches it needs the token in the run's folder."""
+    """Address at which the trainer's host serves its weights. Whoever pulls needs the token in the run's folder; where members of
+    a broadcast meet nobody is asked for one, so let only hosts of the run reach it."""
     address: str | None = None
     """The same, as engines reach it; unset means `bind`."""
     connections: int = 4

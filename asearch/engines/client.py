@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -148,8 +148,11 @@ class EngineClient:
             await self._agreed("/begin_weight_update", {"selector": "all"}, _CALL_TIMEOUT_S)
             try:
                 await self._agreed("/update_weights_from_distributed", body | {"flush_cache": True}, timeout_s + _CALL_TIMEOUT_S)
-            finally:
-                await self._agreed("/end_weight_update", {}, timeout_s)
+            except BaseException:
+                with suppress(EngineError):  # it would hide why
+                    await self._agreed("/end_weight_update", {}, timeout_s)
+                raise
+            await self._agreed("/end_weight_update", {}, timeout_s)
 
     async def received_checksums(self) -> dict[str, str]:
         """xxh3-128 by tensor of the weights that the server has received. Raises EngineError where it cannot tell them."""

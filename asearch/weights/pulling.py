@@ -70,7 +70,8 @@ class Pull:
     def __init__(self, manifest: WeightManifest, origin: Origin, root: Path, n_connections: int, stop: threading.Event) -> None:
         self._manifest = manifest
         self._origin = origin
-        self._folder = root / Path(manifest.path).name
+        self._name = Path(manifest.path).name
+        self._folder = root / self._name
         self._partial = self._folder.with_name(self._folder.name + PARTIAL)
         self._n_connections = n_connections
         self._stop = stop
@@ -86,6 +87,8 @@ class Pull:
         there is no room, TransferError if it cannot be reached. What has come stays, and the next pull goes on from there.
         """
         begun_s = time.monotonic()
+        if not self._name or self._name.startswith("."):
+            raise ChecksumError(f"{self._manifest.path!r} is no folder of weights: its name says nothing")
         try:
             self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
             with Connection(self._origin) as connection:

@@ -267,6 +267,11 @@ def test_a_hostile_manifest_writes_nowhere_else(source: Source, manifest: Weight
         companion = msgspec.structs.replace(manifest.companions[0], name=name)
         with pytest.raises(ChecksumError):
             pull(msgspec.structs.replace(manifest, companions=[companion]), source.origin(), tmp_path)
+    (tmp_path / "root").mkdir()
+    for path in ("/weights/..", "/", "/weights/.hidden"):
+        with pytest.raises(ChecksumError, match="no folder of weights"):
+            pull(msgspec.structs.replace(manifest, path=path), source.origin(), tmp_path / "root")
+    assert (tmp_path / "root").is_dir()
 
 
 def test_no_room_is_a_storage_error(source: Source, manifest: WeightManifest, tmp_path: Path) -> None:

@@ -2,10 +2,18 @@
 
 import asyncio
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from actors.runtime.platform import SystemPlatform
+from actors.runtime.transfer.broadcast import BroadcastReceiver
+from actors.runtime.transfer.transfer import SpoiledServerError, Transfer
 from asearch.engines.client import EngineClient
+from asearch.errors import EngineError, StorageError
+from asearch.weights.layout import Extent, TensorPlace
+from schemas.events import PolicyPublished
+from schemas.records import Broadcast, Version, WeightManifest
 from tests.engines.servers_for_tests import TOLERANCE, Running, worst
 from tests.weights.scene import Scene
 
@@ -117,6 +125,63 @@ async def test_a_source_that_dies_is_started_again_where_it_was(server: Running,
         assert (tmp_path / "weights.token").stat().st_mode & 0o777 == 0o600
         command = Path(f"/proc/{scene.source._process.pid}/cmdline").read_text()
         assert "serving" in command and token not in command
+
+
+async def test_a_source_that_is_stopped_stays_away(tmp_path: Path) -> None:
+    async with Scene(tmp_path, "http") as scene:
+        assert scene.source is not None
+        watch = asyncio.create_task(scene.source.watch())
+        await asyncio.sleep(0)
+        first = scene.source._process
+        await scene.source.stop()
+        async with asyncio.timeout(5):
+            await watch
+        assert scene.source._process is first
+        assert not list(tmp_path.glob("*.port"))
+
+
+async def test_a_pulled_folder_that_was_spoiled_is_pulled_again(server: Running, client: EngineClient, tmp_path: Path) -> None:
+    async with Scene(tmp_path, "http") as scene:
+        engine = scene.engine(client)
+        version = await scene.publish(server.folder / "v2")
+        await engine.serves(version)
+        folder = tmp_path / "weights" / "pulled-engine-0" / f"v{version}"
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.seek(-3, 2)
+            file.write(b"\x01")
+        engine.loaded.clear()
+        engine.follower.attach(client)
+        async with asyncio.timeout(20):
+            await engine.serves(version)
+        ids, logprobs, told = await generated(client, "spoiled")
+        assert told == {version}
+        assert worst(server.folder / "v2", PROMPT, ids, logprobs, 0, 20) <= TOLERANCE
+
+
+async def test_a_refused_broadcast_says_why(client: EngineClient) -> None:
+    for _ in range(2):  # and leaves no update open
+        with pytest.raises(EngineError, match="join the group"):
+            await client.receive_weights("nobodys", [("w", "float32", [1])], "v9", 1.0)
+
+
+class Full:
+    """A way of weights that finds the disk full."""
+
+    async def prepare(self, *_: object) -> None:
+        raise StorageError("no space left")
+
+
+async def test_a_server_with_spoiled_weights_does_not_go_on_where_the_disk_is_full(client: EngineClient) -> None:
+    async def headers(_: WeightManifest) -> list[TensorPlace]:
+        return [TensorPlace(Extent("w", 0, 4), "F32", (1,))]
+
+    broadcast = Broadcast(group="g", address="127.0.0.1", port=1, members=["engine-0"], backend="gloo", timeout_s=1.0)
+    manifest = WeightManifest(path="/nowhere/v1.1", shards=[], broadcast=broadcast)
+    published = PolicyPublished(id="p", model="policy", version=Version(lineage=1, step=1), parent=None, manifest=manifest)
+    receiver = BroadcastReceiver(SystemPlatform(0), "engine-0", cast("Transfer", Full()), headers)
+    receiver._tensors = [("w", "float32", [1])]
+    with pytest.raises(SpoiledServerError, match="no space left"):
+        await receiver.load(client, published)
 
 
 class Mute:

@@ -8,7 +8,7 @@ import structlog
 from actors.runtime.platform import Platform
 from actors.runtime.transfer.broadcasting import TAKES
 from actors.runtime.transfer.transfer import SpoiledServerError, Transfer, WeightReceiver
-from asearch.errors import ChecksumError, EngineError, TransferError
+from asearch.errors import AsearchError, ChecksumError, EngineError, TransferError
 from asearch.weights.layout import TensorPlace
 from schemas.events import PolicyPublished
 from schemas.records import Broadcast, WeightManifest
@@ -154,5 +154,5 @@ class BroadcastReceiver:
         try:
             await self._other.prepare(server, published)
             await self._other.load(server, published)
-        except (EngineError, TransferError) as error:
+        except AsearchError as error:  # whatever it is: the server must not go on
             raise SpoiledServerError(f"a broadcast broke off, and the version is not to be had otherwise: {error}") from error

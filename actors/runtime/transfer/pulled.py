@@ -6,13 +6,16 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
+
 from actors.runtime.platform import Platform
 from actors.runtime.transfer.transfer import WeightReceiver
-from asearch.errors import EngineError, TransferError
+from asearch.errors import ChecksumError, EngineError, TransferError, WeightsGoneError
 from asearch.weights.checking import check_weights
 from asearch.weights.pulling import Pull, Pulled, prune
 from asearch.weights.ranges import Origin
 from schemas.events import PolicyPublished
+from schemas.records import WeightManifest
 
 
 class HttpPull:
@@ -41,15 +44,24 @@ class HttpPull:
         name = Path(published.manifest.path).name
         await asyncio.to_thread(prune, self._root, [name, *([self._loaded.name] if self._loaded else [])])
         folder = self._root / name
-        if await asyncio.to_thread(folder.is_dir):
-            await asyncio.to_thread(check_weights, folder, published.manifest, self._stop)
-        else:
+        if not await asyncio.to_thread(self._has, folder, published.manifest):
             pulled = await asyncio.to_thread(self._pull, published)
             self._n_bytes += pulled.n_bytes
             self._n_resumed_bytes += pulled.n_resumed_bytes
             self._n_refetched += pulled.n_refetched
         self._ready = folder
         self._transfer_s = self._platform.monotonic() - begun_s
+
+    def _has(self, folder: Path, manifest: WeightManifest) -> bool:
+        """Whether the version lies here whole; what lies here otherwise is pulled again."""
+        if not folder.is_dir():
+            return False
+        try:
+            check_weights(folder, manifest, self._stop)
+        except (ChecksumError, WeightsGoneError) as error:
+            structlog.get_logger().warning("what lies here is pulled again", folder=str(folder), error=str(error))
+            return False
+        return True
 
     def _pull(self, published: PolicyPublished) -> Pulled:
         source = published.manifest.source

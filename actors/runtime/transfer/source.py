@@ -36,6 +36,7 @@ class WeightSource:
         self._stem = f"{name}-source-{os.getpid()}"
         self._list_path = run_dir / f"{self._stem}.announced"
         self._process: Process | None = None
+        self._stopping = False
         self._port = 0
         self._kept: list[WeightManifest] = []
 
@@ -62,12 +63,16 @@ class WeightSource:
         self._port = int(port_file.read_text())
 
     async def watch(self) -> None:
-        """Start the process again whenever it ends. Raises TransferError when it ends too often."""
+        """Start the process again whenever it ends, until `stop`. Raises TransferError when it ends too often."""
         for _ in range(MAX_RESTARTS):
             assert self._process is not None  # noqa: S101
             status = await self._process.wait()
+            if self._stopping:
+                return
             structlog.get_logger().warning("the source of weights ended", status=status)
             await self._platform.sleep(RESTART_S)
+            if self._stopping:
+                return
             await self.start()
         raise TransferError(f"the source of weights ended {MAX_RESTARTS} times; {self._log_tail()}")
 
@@ -89,6 +94,7 @@ class WeightSource:
 
     async def stop(self) -> None:
         """End the process."""
+        self._stopping = True
         await asyncio.to_thread(self._remove_files)
         if self._process is None:
             return
