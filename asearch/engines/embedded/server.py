@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
+from torch import Tensor
 
 from asearch.engines.embedded.body import BadRequestError, Generation, Limits, read
 from asearch.engines.embedded.chat_template import ChatTemplate
@@ -187,8 +188,7 @@ class Server:
         return _json({"success": True, "message": "Weights are updated.", "num_paused_requests": n_held})
 
     def _load(self, folder: str) -> Decoder:
-        tensors = load_weights(folder, self._config)
-        return Decoder.from_tensors(self._config, tensors, self._limits.context_length, self._options.device)
+        return self._decoder(load_weights(folder, self._config))
 
     async def _join_group(self, http: web.BaseRequest) -> web.StreamResponse:
         await asyncio.to_thread(self._updates.join, await _read(http, JoinBody))
@@ -217,7 +217,10 @@ class Server:
         return _json({"success": True, "message": "Weights are updated."})
 
     def _received(self) -> Decoder:
-        return Decoder.from_tensors(self._config, self._updates.end(), self._limits.context_length)
+        return self._decoder(self._updates.end())
+
+    def _decoder(self, tensors: dict[str, Tensor]) -> Decoder:
+        return Decoder.from_tensors(self._config, tensors, self._limits.context_length, self._options.device)
 
     async def _weights_checksum(self, http: web.BaseRequest) -> web.StreamResponse:
         """xxh3-128 by tensor of what the last update from a group brought; empty if weights came from a folder since."""
