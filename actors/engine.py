@@ -140,8 +140,7 @@ class Engine(Actor):
         self._follower.attach(self._client)
         self.become("starting", "the first published version")
         self._follower.start(self.spawn)
-        async with asyncio.timeout(self.settings.engine.start_limit_s), self._loaded:
-            await self._loaded.wait_for(lambda: self.version is not None)
+        await self._until_loaded()
         await self.bus.subscribe(Lease, ">", self._on_lease)
         await self.bus.subscribe(Heartbeat, self.context.actor_id, self._on_own_heartbeat)
         await self.bus.subscribe(Generate, self.context.actor_id, self._on_generate)
@@ -167,9 +166,20 @@ class Engine(Actor):
         self._client = await keeper.restart(why)
         self.become("starting", "the newest version")
         self._follower.attach(self._client)
-        async with asyncio.timeout(self.settings.engine.start_limit_s), self._loaded:
-            await self._loaded.wait_for(lambda: self.version is not None)
+        await self._until_loaded()
         self.become("ready")
+
+    async def _until_loaded(self) -> None:
+        """Return once the server has a published version. Raises EngineError."""
+        limit_s = self.settings.engine.start_limit_s
+        try:
+            async with asyncio.timeout(limit_s), self._loaded:
+                await self._loaded.wait_for(lambda: self.version is not None)
+        except TimeoutError:
+            raise EngineError(
+                f"no published version was loaded within {limit_s:g} s (engine.start_timeout_s): see the trainer's log, and "
+                "above for versions that were refused or did not arrive"
+            ) from None
 
     async def abort_start(self) -> None:
         """End the server."""

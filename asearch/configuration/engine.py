@@ -21,6 +21,8 @@ OWNED_FLAGS = {
     "--weight-version": "the loaded policy version is its name",
     "--skip-tokenizer-init": "stop strings need the tokenizer",
     "--config": "a file could set any of the others",
+    "--api-key": "the server is on loopback, and keys are never in settings or command lines",
+    "--admin-api-key": "the server is on loopback, and keys are never in settings or command lines",
 }
 """Flags of SGLang that the engine sets itself, each with the reason."""
 
@@ -103,11 +105,12 @@ def check_engine(engine: EngineSettings) -> None:
 
 
 def check_args(args: Sequence[str]) -> None:
-    """Raises ConfigError for a flag that the engine owns."""
+    """Raises ConfigError for a flag that the engine owns, or for the beginning of one, which argparse takes for it."""
     for arg in args:
         flag = arg.partition("=")[0]
-        if flag in OWNED_FLAGS:
-            raise ConfigError(f"engine.args may not hold {flag}: {OWNED_FLAGS[flag]}")
+        owned = next((each for each in OWNED_FLAGS if len(flag) > len("--") and each.startswith(flag)), None)
+        if owned is not None:
+            raise ConfigError(f"engine.args may not hold {flag}: {OWNED_FLAGS[owned]}")
 
 
 def _check_url(url: str) -> None:

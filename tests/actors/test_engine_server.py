@@ -1,15 +1,19 @@
 """An engine and its server: one that dies is replaced and has the newest weights before it serves; none gets ids that kill it."""
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from models.models_for_tests import VOCAB, small_config, write_model
 
 from actors.engine import Engine
 from asearch.agents.packed import pack_ids
+from asearch.configuration.loading import load_settings
+from asearch.engines.client import EngineClient
+from asearch.errors import EngineError
 from schemas.commands import Generate, GenerationChunk
 from schemas.events import PolicyPublished
 from schemas.records import Column, Version, WeightManifest
@@ -77,6 +81,16 @@ async def test_a_server_that_dies_is_replaced_and_gets_the_newest_weights_before
     await until(lambda: "generate r2" in served.journal())
     again = served.journal().index(f"start {starts(stage.folder)[1]}")
     assert served.journal()[again + 1 :] == ["update 1.1", "generate r2"]
+
+
+async def test_an_engine_that_gets_no_version_says_so(stage: Stage) -> None:
+    context = await stage.context("engine-0", load_settings("toy", ("engine.start_timeout_s=0.2",)))
+    server = EngineClient("http://127.0.0.1:9", cast("Any", None))
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.timeout(20):
+            await Engine(context, "", server=server).run()
+    assert [type(error) for error in caught.value.exceptions] == [EngineError]
+    assert "no published version was loaded within 0.2 s" in str(caught.value.exceptions[0])
 
 
 @pytest.mark.parametrize("prompt", [(5, VOCAB), (2**32 - 1,), ()])

@@ -88,7 +88,10 @@ def test_given_flags_pass_untouched_and_replace_ours(model: Path, tmp_path: Path
     assert flag(launched, "--stream-interval") == "1"
 
 
-@pytest.mark.parametrize("owned", ["--port", "--model-path", "--host=0.0.0.0", "--device", "--skip-tokenizer-init", "--config"])
+@pytest.mark.parametrize(
+    "owned",
+    ["--port", "--model-path", "--host=0.0.0.0", "--device", "--skip-tokenizer-init", "--config", "--ho=0.0.0.0", "--api-key"],
+)
 def test_flags_that_the_engine_owns_are_refused(model: Path, tmp_path: Path, owned: str) -> None:
     with pytest.raises(ConfigError, match=f"engine.args may not hold {owned.partition('=')[0]}"):
         started(model, tmp_path, args=[owned, "1"])
