@@ -15,7 +15,7 @@ from actors.runtime.rank_replies import merged
 from actors.runtime.ranks import R, RankProcess, answer, encoded
 from asearch.errors import TrainingError
 from asearch.training.settings import TrainerSettings
-from schemas.local import Command, GroupJoined, JoinGroup, RankFailed, Reply
+from schemas.local import AwaitCheckpoint, Command, GroupJoined, JoinGroup, RankFailed, Reply
 
 JOIN_TIMEOUT_S = 300.0
 AGREE_S = 30.0
@@ -83,7 +83,8 @@ class RankGroup:
         """Let every rank carry out `command` and wait for the one reply that theirs make.
 
         Raises TrainingError if they fail, StorageError if all do because of a disk. If they do not do so alike, or one dies
-        or takes too long, all are killed.
+        or takes too long, all are killed; but ranks write their files of a checkpoint each for itself, and a disk may refuse
+        those of one.
         """
         data = encoded(command)
         async with self._turn:
@@ -91,7 +92,7 @@ class RankGroup:
                 raise TrainingError(self._broken)
             asked = [asyncio.create_task(member.exchange(data, timeout_s)) for member in self.members]
             try:
-                reply = merged(await self._replies(asked))
+                reply = merged(await self._replies(asked, alike=not isinstance(command, AwaitCheckpoint)))
             except TrainingError as error:
                 # It says more than that a process has ended.
                 self._broken = str(error)
@@ -105,8 +106,11 @@ class RankGroup:
                     task.cancel()
         return answer(reply, command, expected, f"each of {len(self.members)} ranks")
 
-    async def _replies(self, asked: list[asyncio.Task[Reply]]) -> list[Reply]:
-        """The replies of all ranks: all of them failures that leave the ranks in order, or none. Raises TrainingError."""
+    async def _replies(self, asked: list[asyncio.Task[Reply]], *, alike: bool) -> list[Reply]:
+        """The replies of all ranks; failures among them leave the ranks in order, and are all of them or none if `alike`.
+
+        Raises TrainingError.
+        """
         pending = set(asked)
         deadline_s: float | None = None
         loop = asyncio.get_running_loop()
@@ -119,7 +123,8 @@ class RankGroup:
             if bad and deadline_s is None:
                 deadline_s = loop.time() + AGREE_S
         failed = [rank for rank, task in enumerate(asked) if _has_failed(task)]
-        if not failed or (len(failed) == len(asked) and not any(_ends_the_group(task) for task in asked)):
+        in_order = all(task.done() for task in asked) and not any(_ends_the_group(task) for task in asked)
+        if in_order and (not failed or not alike or len(failed) == len(asked)):
             return [task.result() for task in asked]
         raise TrainingError(await self._blame(asked, failed))
 

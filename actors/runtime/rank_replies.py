@@ -25,6 +25,8 @@ OF_ONE_RANK: dict[str, Callable[[Sequence[float]], float]] = {"tokens_per_s": mi
 def merged(replies: Sequence[Reply]) -> Reply:
     """The reply of the group, of one reply of each rank in order. Raises TrainingError where they contradict one another."""
     kinds = {type(reply) for reply in replies}
+    if kinds == {CheckpointProgress, RankFailed}:
+        return _partly_written(replies)
     if len(kinds) != 1:
         said = ", ".join(f"rank {rank} {type(reply).__name__}" for rank, reply in enumerate(replies))
         raise TrainingError(f"the ranks answered one command differently: {said}")
@@ -85,6 +87,13 @@ def _progress(replies: Sequence[Reply]) -> CheckpointProgress:
             raise TrainingError(f"two ranks wrote the checkpoint file {min(twice)}")
         files |= each.files
     return CheckpointProgress(files=files)
+
+
+def _partly_written(replies: Sequence[Reply]) -> Reply:
+    """The failure of those that could not write, once the others have written: until then they take no other checkpoint."""
+    if any(isinstance(reply, CheckpointProgress) and reply.files is None for reply in replies):
+        return CheckpointProgress(files=None)
+    return _failed([reply for reply in replies if isinstance(reply, RankFailed)])
 
 
 def _restored(replies: Sequence[Reply]) -> CheckpointRestored:

@@ -2,6 +2,7 @@
 
 0 answers; 1 answers on rank 0 and kills itself on the others; 2 fails alike everywhere; 3 fails on rank 1 alone; 4 never
 answers on rank 0 while rank 1 leaves with a defect; 5 says another metric on rank 1; 6 fails everywhere, of a disk on rank 1.
+A checkpoint is on disk on rank 0 when it is asked for with a timeout, and never on rank 1, whose disk is full.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import time
 from asearch.parent import die_with_parent
 from schemas.framing import read_frame, write_frame
 from schemas.local import (
+    AwaitCheckpoint,
+    CheckpointProgress,
     GroupJoined,
     JoinGroup,
     RankFailed,
@@ -69,6 +72,10 @@ def main() -> None:
             if isinstance(command, JoinGroup):
                 assert command.port == 77
                 say(GroupJoined())
+            if isinstance(command, AwaitCheckpoint) and arguments.rank == 1:
+                say(RankFailed(message="the disk is full", traceback="", fatal=False, storage=True))
+            elif isinstance(command, AwaitCheckpoint):
+                say(CheckpointProgress(files={"rank0": (1, "x")} if command.timeout_s else None))
             if isinstance(command, TrainStep):
                 said = reply_to(command.step, arguments.rank)
                 say(said)

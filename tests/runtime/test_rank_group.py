@@ -17,7 +17,16 @@ from actors.runtime.rank_replies import merged
 from actors.runtime.ranks import RankProcess
 from asearch.errors import StorageError, TrainingError
 from asearch.training.settings import TrainerSettings
-from schemas.local import CheckpointCopied, CheckpointProgress, ModelLoaded, Reply, StepDone, TrainStep, WeightsExported
+from schemas.local import (
+    AwaitCheckpoint,
+    CheckpointCopied,
+    CheckpointProgress,
+    ModelLoaded,
+    Reply,
+    StepDone,
+    TrainStep,
+    WeightsExported,
+)
 from schemas.records import ShardFile, WeightManifest
 
 STEP_DONE = StepDone(step=0, skipped=False, n_tokens_trained=1, n_tokens_masked_stale=0, staleness={}, metrics={}, elapsed_ns=1)
@@ -142,6 +151,15 @@ async def test_world_size_1_is_one_process_without_a_group(tmp_path: Path) -> No
 def exported(*names: str) -> WeightsExported:
     shards = [ShardFile(name=name, size_bytes=1, checksums={}) for name in names]
     return WeightsExported(manifest=WeightManifest(path="/w", shards=shards), elapsed_ns=1)
+
+
+async def test_a_disk_that_refuses_one_ranks_files_refuses_the_checkpoint_and_ends_nobody(tmp_path: Path) -> None:
+    async with group(tmp_path) as ranks:
+        early = await ranks.ask(AwaitCheckpoint(timeout_s=0.0), CheckpointProgress, 60.0)
+        assert early.files is None
+        with pytest.raises(StorageError, match="the disk is full"):
+            await ranks.ask(AwaitCheckpoint(timeout_s=1.0), CheckpointProgress, 60.0)
+        assert (await step(ranks, 0)).metrics["loss"] == 0.5
 
 
 def test_what_ranks_measure_of_themselves_may_differ() -> None:
