@@ -1,9 +1,8 @@
 """A Qwen2, Qwen3 and Llama decoder for inference in fp32, with little Python per step; made for a CPU, it runs on any device.
 
-The architecture is that of the Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388) and Llama (arXiv 2407.21783) reports:
-pre-norm decoder with
-RMSNorm (arXiv 1910.07467), rotary positions (arXiv 2104.09864), grouped-query attention (arXiv 2305.13245) and SwiGLU
-(arXiv 2002.05202). Shapes: N tokens of a step, H hidden, Q query heads, K key heads, D head width, V vocabulary.
+The architecture is that of the Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388) and Llama (arXiv 2407.21783) reports: pre-norm
+decoder with RMSNorm (arXiv 1910.07467), rotary positions (arXiv 2104.09864), grouped-query attention (arXiv 2305.13245) and
+SwiGLU (arXiv 2002.05202). Shapes: N tokens of a step, H hidden, Q query heads, K key heads, D head width, V vocabulary.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import GroupName  # pyright: ignore[repo
 from asearch.errors import TransferError
 
 LOOPBACK = "127."
-_NO_INTERFACE = "GLOO_SOCKET_IFNAME"
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 class UpdateGroup:
@@ -81,7 +81,7 @@ def reach_store(address: str, port: int, timeout_s: float) -> TCPStore:
 def _stay_on_loopback(address: str) -> None:
     """Gloo listens on the interface of the host's name unless it is told another one."""
     if address.startswith(LOOPBACK):
-        os.environ.setdefault(_NO_INTERFACE, "lo")
+        os.environ.setdefault(_INTERFACE, "lo")
 
 
 def empty(dtype: str, shape: list[int], device: str) -> Tensor:

@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     """Reads the command line; a mistake prints the usage and exits with status 2."""
     parser = argparse.ArgumentParser(prog="python -m asearch.engines.embedded", description=__doc__)
     add = parser.add_argument
-    add("--model-path", required=True, help="Hugging Face folder of a Qwen2 or Qwen3 model")
+    add("--model-path", required=True, help="Hugging Face folder of a Qwen2, Qwen3 or Llama model")
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=30000, help="0 takes a free port (see --port-file)")
     add("--port-file", help="file to write the port into, once the server is ready")
