@@ -170,6 +170,9 @@ class Full:
     async def prepare(self, *_: object) -> None:
         raise StorageError("no space left")
 
+    def gauges(self) -> dict[str, float]:
+        return {}
+
 
 async def test_a_server_with_spoiled_weights_does_not_go_on_where_the_disk_is_full(client: EngineClient) -> None:
     async def headers(_: WeightManifest) -> list[TensorPlace]:
@@ -179,6 +182,10 @@ async def test_a_server_with_spoiled_weights_does_not_go_on_where_the_disk_is_fu
     manifest = WeightManifest(path="/nowhere/v1.1", shards=[], broadcast=broadcast)
     published = PolicyPublished(id="p", model="policy", version=Version(lineage=1, step=1), parent=None, manifest=manifest)
     receiver = BroadcastReceiver(SystemPlatform(0), "engine-0", cast("Transfer", Full()), headers)
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            await receiver.prepare(client, published)
+        assert receiver.gauges()["n_broadcasts_failed"] == 1, "what is sent once is not waited for twice"
     receiver._tensors = [("w", "float32", [1])]
     with pytest.raises(SpoiledServerError, match="no space left"):
         await receiver.load(client, published)

@@ -62,6 +62,8 @@ class BroadcastReceiver:
         self._group: tuple[str, WeightReceiver] | None = None
         self._tensors: list[tuple[str, str, Sequence[int]]] | None = None
         """Of the version that is to be received; None: `other` has it."""
+        self._tried = ""
+        """Id of the newest version of which a broadcast was tried: it is sent once, whoever comes again would wait in vain."""
         self._takes = float(takes)
         self._n_received = 0
         self._n_failed = 0
@@ -71,7 +73,8 @@ class BroadcastReceiver:
         """Join the announced group, or get the version the other way. Raises as that does."""
         self._tensors = None
         broadcast = published.manifest.broadcast
-        if broadcast is not None and self._actor_id in broadcast.members and isinstance(server, GroupServer):
+        is_new, self._tried = published.id != self._tried, published.id
+        if broadcast is not None and is_new and self._actor_id in broadcast.members and isinstance(server, GroupServer):
             try:
                 self._tensors = await self._named(published.manifest)
                 await self._join(server, broadcast)

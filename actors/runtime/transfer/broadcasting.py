@@ -29,16 +29,19 @@ SPARE_S = 10.0
 """What a sender may take beyond the group's timeout before it is killed."""
 TAKES = "takes_broadcast"
 """Gauge of engines that can be members."""
+Life = tuple[int, float]
+"""Of a member: its engine's process, and how often that has started a server. Another one is not in the group."""
 _LENGTH = struct.Struct("<I")
 
 
 class Sender:
     """One child process with one group."""
 
-    def __init__(self, process: Process, channel: socket.socket, group: str, members: list[str]) -> None:
+    def __init__(self, process: Process, channel: socket.socket, group: str, lives: dict[str, Life]) -> None:
         self.process = process
         self.group = group
-        self.members = members
+        self.lives = lives
+        self.members = sorted(lives)
         self.port = 0
         self._channel = channel
 
@@ -85,6 +88,7 @@ class Broadcaster:
         self._settings = settings
         self._log = structlog.get_logger()
         self._seen_s: dict[str, float] = {}
+        self._lives: dict[str, Life] = {}
         self._sender: Sender | None = None
         self._task: asyncio.Task[None] | None = None
         """What goes on beside training: a group that is being made, or a version that is being sent."""
@@ -100,23 +104,24 @@ class Broadcaster:
         if isinstance(beat, Heartbeat) and beat.actor == "engine":
             takes = beat.state == "ready" and beat.gauges.get(TAKES, 0.0) > 0.0
             self._seen_s[beat.actor_id] = self._platform.monotonic() if takes else 0.0
+            self._lives[beat.actor_id] = (beat.pid, beat.gauges.get("n_server_starts", 0.0))
 
-    def _present(self) -> list[str]:
+    def _present(self) -> dict[str, Life]:
         now_s = self._platform.monotonic()
-        return sorted(name for name, seen_s in self._seen_s.items() if seen_s and now_s - seen_s < SEEN_S)
+        return {name: self._lives[name] for name, seen_s in self._seen_s.items() if seen_s and now_s - seen_s < SEEN_S}
 
     def offer(self, manifest: WeightManifest) -> WeightManifest:
         """The manifest with a broadcast, if a group stands ready for one; else a group is made beside training."""
         if self._task is not None and not self._task.done():
             return manifest
         present = self._present()
-        if self._sender is not None and self._sender.members == present:
+        if self._sender is not None and self._sender.lives == present:
             settings = self._settings
             broadcast = Broadcast(
                 group=self._sender.group,
                 address=settings.address or settings.bind,
                 port=self._sender.port,
-                members=present,
+                members=self._sender.members,
                 backend=settings.backend,
                 timeout_s=settings.broadcast_timeout_s,
             )
@@ -130,9 +135,9 @@ class Broadcaster:
         if manifest.broadcast is not None and self._sender is not None:
             self._task = asyncio.create_task(self._send(self._sender, manifest, version))
 
-    async def _make(self, members: list[str]) -> None:
+    async def _make(self, lives: dict[str, Life]) -> None:
         await self._end_sender()
-        if not members:
+        if not lives:
             return
         group = f"weights-{self._platform.new_id()}"
         ours, theirs = socket.socketpair()
@@ -142,7 +147,7 @@ class Broadcaster:
             process = await self._platform.spawn(
                 [
                     *(sys.executable, "-m", "asearch.models.broadcast", "--fd", str(theirs.fileno()), "--group", group),
-                    *("--world-size", str(1 + len(members)), "--backend", settings.backend, "--bind", settings.bind),
+                    *("--world-size", str(1 + len(lives)), "--backend", settings.backend, "--bind", settings.bind),
                     *("--timeout-s", str(settings.broadcast_timeout_s)),
                 ],
                 log_path=self._log_path,
@@ -150,7 +155,7 @@ class Broadcaster:
             )
         finally:
             theirs.close()
-        sender = Sender(process, ours, group, members)
+        sender = Sender(process, ours, group, lives)
         try:
             await sender.open()
         except TransferError as error:
