@@ -131,12 +131,13 @@ class InferenceProcess:
     async def _until_ready(self, launched: Launch | None, begun_s: float) -> EngineClient:
         limit_s, told_s = self._settings.start_limit_s, begun_s
         while True:
-            url = self._url if launched is None else launched.url()
-            if url is not None and (client := await self._answering(url)) is not None:
-                return client
             if self._process is not None and self._process.returncode is not None:
                 status = self._process.returncode
                 raise EngineError(f"the inference server did not start (status {status}); {self.log_tail()}")
+            url = self._url if launched is None else launched.url()
+            name = None if launched is None else launched.name
+            if url is not None and (client := await self._answering(url, name)) is not None:
+                return client
             now_s = self._platform.monotonic()
             if now_s - begun_s > limit_s:
                 where = f" at {self._url}" if launched is None else ""
@@ -147,14 +148,20 @@ class InferenceProcess:
                 self._say(f"the inference server, for {now_s - begun_s:.0f} s now ({where})")
             await self._platform.sleep(PROBE_S)
 
-    async def _answering(self, url: str) -> EngineClient | None:
-        """A client of the server if it is ready to generate."""
+    async def _answering(self, url: str, name: str | None) -> EngineClient | None:
+        """A client of the server if it is ready to generate; not of another one, which has taken the port meanwhile."""
         if self._session is None:
             raise EngineError("the engine does not run")
         client = EngineClient(url, self._session)
         # One that was attached to may have been left paused by an engine that died: it is ready once it has a model.
         is_ready = client.is_ready if self._launch is not None else client.has_model
-        return client if await is_ready(PROBE_TIMEOUT_S) else None
+        if not await is_ready(PROBE_TIMEOUT_S):
+            return None
+        if name is None:
+            return client
+        with contextlib.suppress(EngineError):
+            return client if (await client.model_info()).get("weight_version") == name else None
+        return None
 
     async def _end(self, process: Process) -> str:
         status = await process.wait()

@@ -66,6 +66,7 @@ def _launch(context: Context, model_dir: str) -> Launch:
             free_port(),
             seed=settings.seed,
             max_context_tokens=settings.agent.max_context_tokens,
+            name=f"start-{context.platform.new_id()}",
         )
     return _embedded(context, model_dir)
 

@@ -23,6 +23,7 @@ from actors.runtime.prepare import Prepared, prepare
 from actors.runtime.roster import actors_of
 from actors.runtime.run_files import RUN_FILE, RunFile, write_run_file
 from actors.runtime.supervisor import MAX_RESTARTS, PERIOD_S, ChildSpec, Supervisor
+from actors.runtime.transfer.transfer import pulled_folder
 from actors.runtime.workspace import Process, Workspace
 from asearch.configuration.settings import Settings
 from asearch.engines.sglang import launch as sglang
@@ -161,6 +162,7 @@ class LocalRun:
             may_fail=kind == "viewer",
             stage={"scheduler": 0, "trainer": 2, "viewer": 3}.get(kind, 1),
             grace_s=drain_timeout_s(kind) + GRACE_S,
+            keeps=pulled_folder(self._weights_dir(), name) if kind == "engine" else None,
         )
 
     def _period_s(self, kind: str) -> float:

@@ -5,6 +5,7 @@ On hosts systemd does this, with the same intensity and period.
 
 import asyncio
 import contextlib
+import shutil
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class ChildSpec:
     grace_s: float = STOP_GRACE_S
     ready_file: Path | None = None
     ready_timeout_s: float = 120.0
+    keeps: Path | None = None
+    """A folder of this child alone, which is deleted when it is removed for good."""
 
 
 class ChildFailedError(AsearchError):
@@ -178,6 +181,8 @@ class Supervisor:
             if not grace_s:
                 child.process.kill()
             await _end(child.process, grace_s)
+        if child.spec.keeps is not None:
+            await asyncio.to_thread(shutil.rmtree, child.spec.keeps, ignore_errors=True)
         self._children = [each for each in self._children if each is not child or each.runs]
 
     async def _stop_for_certain(self) -> None:

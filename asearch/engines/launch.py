@@ -16,6 +16,8 @@ class Launch:
     """None inherits."""
     port: int | None = None
     port_file: Path | None = None
+    name: str | None = None
+    """Weight version that the server says until it is given another: whoever answers without it is another server."""
 
     def url(self) -> str | None:
         """Where the server listens; None while it has not said so."""

@@ -107,3 +107,17 @@ async def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
         async with asyncio.timeout(5.0):
             await task
     assert held.children["deaf"] == (None, 0)
+
+
+async def test_a_child_that_is_removed_leaves_no_folder_of_its_own(tmp_path: Path) -> None:
+    held, notes, kept = Supervisor(SystemPlatform()), tmp_path / "notes", tmp_path / "pulled"
+    kept.mkdir()
+    specs = [spec("stays", PATIENT, tmp_path), spec("goes", PATIENT, tmp_path, keeps=kept)]
+    task = asyncio.create_task(held.run(specs))
+    await until(lambda: notes.exists() and notes.read_text().count("begins") == 2, 20.0)
+    held.remove("goes")
+    await until(lambda: not kept.exists(), 20.0)
+    assert "goes ends" in notes.read_text()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

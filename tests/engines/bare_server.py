@@ -31,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def do_GET(self) -> None:
-        self._answer(503 if self.behaviour == "loads" else 200, {})
+        self._answer(503 if self.behaviour == "loads" else 200, {"weight_version": self.behaviour})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

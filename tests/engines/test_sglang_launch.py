@@ -142,3 +142,11 @@ def test_there_is_an_engine_per_server_that_runs_already() -> None:
     assert settings.engine.n_engines == 2
     assert settings.engine.start_limit_s == 900.0
     assert load_settings("toy").engine.start_limit_s == 120.0
+
+
+def test_a_server_gets_a_name_of_its_own_and_no_secrets(model: Path, tmp_path: Path) -> None:
+    settings = EngineSettings(kind="sglang", python=python(tmp_path), device="cpu")
+    environ = {"ASEARCH_WEIGHTS_TOKEN": "secret", "JUDGE_API_KEY": "secret", "LANG": "C"}
+    launched = launch(settings, model, 1, seed=0, max_context_tokens=100, name="start-7", environ=environ)
+    assert flag(launched, "--weight-version") == launched.name == "start-7"
+    assert launched.env is not None and "secret" not in launched.env.values() and launched.env["LANG"] == "C"

@@ -148,3 +148,14 @@ async def test_a_server_that_runs_already_is_attached_to_and_left_running(tmp_pa
         async with keeping(tmp_path, None, "http://127.0.0.1:9", start_timeout_s=0.5) as keeper:
             with pytest.raises(EngineError, match=r"no server at http://127.0.0.1:9 after 0.5 s"):
                 await keeper.start()
+
+
+async def test_another_server_that_has_taken_the_port_is_not_talked_to(tmp_path: Path) -> None:
+    port = free_port()
+    other = Launch([sys.executable, str(PROGRAM), str(port), str(tmp_path / "other"), "another"], port=port, name="another")
+    async with keeping(tmp_path, lambda: other) as first:
+        await first.start()
+        ours = Launch([sys.executable, "-c", "import time; time.sleep(60)"], port=port, name="ours")
+        async with keeping(tmp_path, lambda: ours, start_timeout_s=1.0) as keeper:
+            with pytest.raises(EngineError, match="no server after 1 s"):
+                await keeper.start()

@@ -30,6 +30,8 @@ _CPU_FLAGS: dict[str, tuple[str, ...]] = {
 }
 _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 """Variables that would lead the server's interpreter to our packages, or have it compile SGLang in each process anew."""
+_SECRET = ("_TOKEN", "_KEY", "_SECRET", "_PASSWORD")
+"""Ends of names of variables that an inference server, which loads a local folder, has no use for."""
 
 
 def interpreter(settings: EngineSettings, folders: Sequence[Path] | None = None) -> Path:
@@ -65,9 +67,10 @@ def launch(
     *,
     seed: int,
     max_context_tokens: int,
+    name: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Launch:
-    """Start of a server of `model_dir` on a port of loopback. Raises ConfigError."""
+    """Start of a server of `model_dir` on a port of loopback; it says `name` until it is given weights. Raises ConfigError."""
     check_args(settings.args)
     where = device(settings)
     flags: dict[str, tuple[str, ...]] = {
@@ -81,6 +84,8 @@ def launch(
         "--incremental-streaming-output": (),
         "--stream-interval": (str(STREAM_INTERVAL),),
     }
+    if name is not None:
+        flags["--weight-version"] = (name,)
     if where == "cpu":
         flags |= _CPU_FLAGS | {"--max-total-tokens": (str(settings.max_total_tokens),)}
     given = {arg.partition("=")[0] for arg in settings.args}
@@ -89,6 +94,7 @@ def launch(
         argv=[str(interpreter(settings)), str(FOLDER / "launch_server.py"), *ours, *settings.args],
         env=_environment(os.environ if environ is None else environ, where, settings.threads),
         port=port,
+        name=name,
     )
 
 
@@ -97,7 +103,7 @@ def _context_length(model_dir: Path, max_context_tokens: int) -> int:
 
 
 def _environment(environ: Mapping[str, str], where: str, threads: int) -> dict[str, str]:
-    kept = {name: value for name, value in environ.items() if name not in _NOT_INHERITED}
+    kept = {name: value for name, value in environ.items() if name not in _NOT_INHERITED and not name.endswith(_SECRET)}
     kept |= {
         # The log-probabilities of the model itself, before temperature: what the trainer computes, and the embedded engine says.
         "SGLANG_RETURN_ORIGINAL_LOGPROB": "1",
