@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from asearch import parent
+
 
 class Process(Protocol):
     """A running child process."""
@@ -134,7 +136,10 @@ class SystemPlatform:
         log_path: Path | None = None,
         pass_fds: Sequence[int] = (),
     ) -> SystemProcess:
-        """Start a process in a session of its own, its output appended to `log_path` or thrown away."""
+        """Start a process in a session of its own, its output appended to `log_path` or thrown away.
+
+        It is told our pid, so that `asearch.parent` knows an orphan, however late it gets to ask.
+        """
         if log_path is not None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
         output = os.open(log_path or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -144,7 +149,7 @@ class SystemPlatform:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=None if env is None else dict(env),
+                env=dict(os.environ if env is None else env) | {parent.VARIABLE: str(os.getpid())},
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
             )
