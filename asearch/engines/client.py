@@ -28,6 +28,10 @@ __all__ = ["EngineClient", "GeneratedChunk", "VersionSpan"]
 _event = msgspec.json.Decoder(Event)
 
 
+class _HeldByRank(msgspec.Struct):
+    checksums: dict[str, str]
+
+
 class EngineClient:
     """Calls one server. The session is the caller's; every call has a deadline and raises `EngineError`."""
 
@@ -161,6 +165,15 @@ class EngineClient:
             return msgspec.convert(reply.get("checksums"), dict[str, str])
         except msgspec.ValidationError as error:
             raise EngineError(f"{self._base} does not tell the checksums of its weights: {error}") from error
+
+    async def held_checksums(self) -> dict[str, str]:
+        """SGLang's checksum of each parameter that it holds (`asearch.weights.sglang`); one rank alone. Raises EngineError."""
+        reply = await self._json("POST", "/weights_checker", {"action": "checksum"}, _UPDATE_TIMEOUT_S)
+        try:
+            (rank,) = msgspec.convert(reply.get("ranks"), list[_HeldByRank])
+        except (msgspec.ValidationError, ValueError) as error:
+            raise EngineError(f"{self._base} does not tell the checksums of one rank's parameters: {error}") from error
+        return rank.checksums
 
     async def _agreed(self, path: str, body: object, timeout_s: float) -> None:
         reply = await self._json("POST", path, body, timeout_s)

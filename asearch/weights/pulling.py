@@ -17,10 +17,12 @@ import msgspec
 import xxhash
 
 from asearch.errors import ChecksumError, StorageError, TransferError
+from asearch.weights import sglang
 from asearch.weights.checking import BLOCK_BYTES, MAX_COMPANION_BYTES, ExtentChecker, shard_places
 from asearch.weights.layout import MAX_HEADER_BYTES, Extent, TensorPlace, runs
 from asearch.weights.progress import Progress
 from asearch.weights.ranges import BrokenConnectionError, Connection, Origin
+from asearch.weights.sglang import HeldWeights
 from schemas.records import ShardFile, WeightManifest
 
 PARTIAL = ".partial"
@@ -265,6 +267,16 @@ def pull_places(manifest: WeightManifest, origin: Origin) -> list[TensorPlace]:
             header = connection.read(f"/{Path(manifest.path).name}/{shard.name}", 0, shard.header_bytes)
             found.extend(shard_places(shard, header))
     return found
+
+
+def pull_held(manifest: WeightManifest, origin: Origin) -> HeldWeights:
+    """What SGLang ought to tell of a version, as the source computes it. Raises TransferError."""
+    with Connection(origin) as connection:
+        data = connection.fetch(f"/{Path(manifest.path).name}/{sglang.FILE}", sglang.MAX_BYTES)
+    try:
+        return msgspec.json.decode(data, type=HeldWeights)
+    except msgspec.MsgspecError as error:
+        raise TransferError(f"{origin.url} answered with something that is no checksums: {error}") from error
 
 
 def prune(root: Path, keep: Iterable[str]) -> None:

@@ -51,6 +51,18 @@ class Connection:
             at += len(data)
         return bytes(block[:at])
 
+    def fetch(self, path: str, most_bytes: int) -> bytes:
+        """All of something whose size is not known. Raises as `stream` does."""
+        try:
+            response = self._request(path, {})
+            data = response.read(most_bytes + 1)
+            if response.status != HTTPStatus.OK or len(data) > most_bytes or not response.isclosed():
+                raise TransferError(f"{self._origin.url}{path} answered {response.status} with {len(data)} bytes or more")
+        except (OSError, http.client.HTTPException) as error:
+            self._http.close()
+            raise BrokenConnectionError(str(error) or type(error).__name__) from error
+        return data
+
     def stream(self, path: str, start: int, end: int, block: memoryview) -> Iterator[memoryview]:
         """Bytes [start, end) of a file in pieces of at most the size of `block`, each there until the next is asked for.
 
@@ -76,15 +88,18 @@ class Connection:
                 self._http.close()
 
     def _ask(self, path: str, start: int, end: int) -> http.client.HTTPResponse:
+        response = self._request(path, {"Range": f"bytes={start}-{end - 1}"})
+        if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT) or response.length != end - start:
+            raise TransferError(f"{self._origin.url}{path} answered {response.status} with {response.length} bytes")
+        return response
+
+    def _request(self, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         if self._http.sock is None:
             self._http.connect()
-        headers = {"Authorization": f"Bearer {self._origin.token}", "Range": f"bytes={start}-{end - 1}"}
-        self._http.request("GET", path, headers=headers)
+        self._http.request("GET", path, headers={"Authorization": f"Bearer {self._origin.token}"} | headers)
         response = self._http.getresponse()
         if response.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             raise WeightsGoneError(f"{self._origin.url}{path} is gone: a newer version has been published")
         if response.status == HTTPStatus.UNAUTHORIZED:
             raise TransferError(f"{self._origin.url} refuses the token: give the engine that of the trainer's run folder")
-        if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT) or response.length != end - start:
-            raise TransferError(f"{self._origin.url}{path} answered {response.status} with {response.length} bytes")
         return response

@@ -14,19 +14,27 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
+from asearch.errors import TransferError
 from asearch.parent import die_with_parent
+from asearch.weights import sglang
+from asearch.weights.checking import SUFFIX
 from schemas.records import WeightManifest
 
 MAX_CONNECTIONS = 256
 IDLE_S = 60.0
 """After so long without a request or without progress a connection is closed."""
+READING = ".reading"
+"""Suffix of the file, beside the list of what is announced, that tells what is read."""
+NOTE_S = 1.0
 _PATH = re.compile(r"/([A-Za-z0-9.]+)/([A-Za-z0-9._-]+)\Z")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
 
@@ -42,6 +50,14 @@ def announce(list_path: Path, manifests: Iterable[WeightManifest]) -> None:
     aside.replace(list_path)
 
 
+def read_lately(list_path: Path) -> dict[str, float]:
+    """Seconds since the epoch at which a folder was last asked for, by its name; what is not to be had is empty."""
+    try:
+        return msgspec.json.decode(list_path.with_suffix(READING).read_bytes(), type=dict[str, float])
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
 class Announced:
     """What may be read, as `announce` said last."""
 
@@ -52,6 +68,11 @@ class Announced:
         self._names: Mapping[str, list[str]] = {}
         self._stamp: tuple[int, int] | None = None
         self._turn = threading.Lock()
+        self._n_readers: Counter[str] = Counter()
+        self._read_at: dict[str, float] = {}
+        self._noted_at = 0.0
+        self._computing = threading.Lock()
+        self._held: dict[str, bytes] = {}
 
     def open(self, path: str) -> BinaryIO | None:
         """The file that a request's path names, None if there is none."""
@@ -63,6 +84,56 @@ class Announced:
         except OSError:
             return None
         return os.fdopen(handle, "rb", buffering=0)  # type: ignore[return-value]
+
+    @contextlib.contextmanager
+    def reading(self, path: str) -> Generator[None]:
+        """While a file is sent: its folder is told of as one that is read."""
+        name = path.split("/")[1]
+        with self._turn:
+            self._n_readers[name] += 1
+        self.note()
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._n_readers[name] -= 1
+
+    def note(self) -> None:
+        """Tell now and then what is read, so that it is not deleted under its reader."""
+        with self._turn:
+            now = time.time()
+            read = {name: now for name, n in self._n_readers.items() if n}
+            if read.keys() <= self._read_at.keys() and (not read or now - self._noted_at < NOTE_S):
+                return
+            self._noted_at = now
+            self._read_at = {name: at for name, at in self._read_at.items() if name in self._names} | read
+            self._n_readers = +self._n_readers
+            aside = self._list_path.with_suffix(READING + ".partial")
+            with contextlib.suppress(OSError):
+                aside.write_bytes(msgspec.json.encode(self._read_at))
+                aside.replace(self._list_path.with_suffix(READING))
+
+    def held(self, path: str) -> bytes | None:
+        """What SGLang tells of the folder that a request's path names, as JSON; None if there is no such folder.
+
+        Computed when it is first asked for, which takes as long as to read and hash the folder.
+        """
+        found = _PATH.match(path)
+        if found is None or found[2] != sglang.FILE:
+            return None
+        with self._computing:
+            listed = self._listed()
+            self._held = {name: held for name, held in self._held.items() if name in listed}
+            if found[1] not in listed:
+                return None
+            if found[1] not in self._held:
+                files = [file for file in listed[found[1]] if file.endswith(SUFFIX)]
+                try:
+                    self._held[found[1]] = msgspec.json.encode(sglang.held_weights(self._root / found[1], files))
+                except (OSError, TransferError) as error:
+                    sys.stderr.write(f"no checksums of {found[1]}: {error}\n")
+                    return None
+            return self._held[found[1]]
 
     def _listed(self) -> Mapping[str, list[str]]:
         with self._turn:
@@ -88,11 +159,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not hmac.compare_digest(self.headers.get("Authorization", "").encode(errors="replace"), expected):
             self._refuse(HTTPStatus.UNAUTHORIZED)
             return
+        held = self.server.announced.held(self.path)
+        if held is not None:
+            self._answer(held)
+            return
         file = self.server.announced.open(self.path)
         if file is None:
             self._refuse(HTTPStatus.NOT_FOUND)
             return
-        with file:
+        with file, self.server.announced.reading(self.path):
             size_bytes = os.fstat(file.fileno()).st_size
             asked = self._asked(size_bytes)
             if asked is None:
@@ -122,6 +197,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if end > start and self.connection.sendfile(file, start, end - start) < end - start:
             # The file is shorter than it was: the length that was promised cannot be kept.
             self.close_connection = True
+
+    def _answer(self, data: bytes) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(data)
 
     def _refuse(self, status: HTTPStatus) -> None:
         self.send_response(status)
@@ -167,6 +249,10 @@ class WeightServer(http.server.ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._places.release()
+
+    def service_actions(self) -> None:
+        """Twice a second."""
+        self.announced.note()
 
     def server_bind(self) -> None:
         """Bind without asking a name server for the name of the address."""

@@ -1,5 +1,6 @@
 """Weights received from a collective straight into the server; what was announced otherwise, or fails, is pulled."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -8,7 +9,8 @@ import structlog
 from actors.runtime.platform import Platform
 from actors.runtime.transfer.broadcasting import TAKES
 from actors.runtime.transfer.transfer import SpoiledServerError, Transfer, WeightReceiver
-from asearch.errors import AsearchError, ChecksumError, EngineError, TransferError
+from actors.runtime.transfer.verifying import ByTensor, TellingServer, Verification, refuse_others
+from asearch.errors import AsearchError, EngineError, TransferError
 from asearch.weights.layout import TensorPlace
 from schemas.events import PolicyPublished
 from schemas.records import Broadcast, WeightManifest
@@ -17,8 +19,12 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' names of types and torch's."""
 
 
+REACH_S = 5.0
+"""How long the sender's address may take to answer before no server is asked to meet it there."""
+
+
 @runtime_checkable
-class GroupServer(WeightReceiver, Protocol):
+class GroupServer(WeightReceiver, TellingServer, Protocol):
     """A server that can be a member of an update group, and tell what it has received."""
 
     async def join_update_group(
@@ -37,10 +43,6 @@ class GroupServer(WeightReceiver, Protocol):
         """Take a whole version. Raises EngineError."""
         ...
 
-    async def received_checksums(self) -> dict[str, str]:
-        """xxh3-128 by tensor of what was received. Raises EngineError."""
-        ...
-
 
 class BroadcastReceiver:
     """Takes part in the broadcasts that name this engine; `other` is the way of all other versions."""
@@ -52,18 +54,26 @@ class BroadcastReceiver:
         other: Transfer,
         headers: Callable[[WeightManifest], Awaitable[list[TensorPlace]]],
         takes: bool = True,
+        verification: Verification | None = None,
     ) -> None:
-        """`headers` tells the tensors of a version in the order in which they are sent; `takes` whether it may be a member."""
+        """`headers` tells the tensors of a version in the order in which they are sent; `takes` whether it may be a member.
+
+        `verification` compares what was received, tensor by tensor unless given.
+        """
         self._platform = platform
         self._actor_id = actor_id
         self._other = other
         self._headers = headers
+        self._verification = verification or ByTensor()
+        self._expected: dict[str, str] = {}
         self._log = structlog.get_logger()
         self._group: tuple[str, WeightReceiver] | None = None
         self._tensors: list[tuple[str, str, Sequence[int]]] | None = None
         """Of the version that is to be received; None: `other` has it."""
         self._tried = ""
         """Id of the newest version of which a broadcast was tried: it is sent once, whoever comes again would wait in vain."""
+        self._given_up = ""
+        """Group that the server has left: its other members go on with it, and nobody can come back."""
         self._takes = float(takes)
         self._n_received = 0
         self._n_failed = 0
@@ -77,6 +87,7 @@ class BroadcastReceiver:
         if broadcast is not None and is_new and self._actor_id in broadcast.members and isinstance(server, GroupServer):
             try:
                 self._tensors = await self._named(published.manifest)
+                self._expected = await self._verification.expected(published.manifest)
                 await self._join(server, broadcast)
                 return
             except (EngineError, TransferError) as error:
@@ -96,7 +107,8 @@ class BroadcastReceiver:
         begun_s = self._platform.monotonic()
         try:
             await server.receive_weights(broadcast.group, self._tensors, str(published.version), broadcast.timeout_s)
-            await self._compare(server, published.manifest)
+            told = await self._verification.told(server)
+            refuse_others(told, self._expected, "tensors or parameters were not received as they were announced")
         except (EngineError, TransferError) as error:
             await self._fail(server, published, error)
             await self._replace(server, published)
@@ -124,28 +136,27 @@ class BroadcastReceiver:
     async def _join(self, server: GroupServer, broadcast: Broadcast) -> None:
         if self._group is not None and self._group == (broadcast.group, server):
             return
+        if broadcast.group == self._given_up:
+            raise TransferError(f"the server was in the group {broadcast.group}, and has left it")
         await self._leave(server)
+        await _reach(broadcast)
+        self._given_up = broadcast.group
         rank = 1 + broadcast.members.index(self._actor_id)
         n = 1 + len(broadcast.members)
         await server.join_update_group(
             broadcast.address, broadcast.port, rank, n, broadcast.group, broadcast.backend, broadcast.timeout_s
         )
+        self._given_up = ""
         self._group = (broadcast.group, server)
 
     async def _leave(self, server: WeightReceiver) -> None:
         group, self._group = self._group, None
+        self._given_up = group[0] if group is not None else self._given_up
         if group is not None and group[1] is server and isinstance(server, GroupServer):
             try:
                 await server.leave_update_group(group[0])
             except EngineError as error:
                 self._log.info("the server was not in the group any more", group=group[0], error=str(error))
-
-    async def _compare(self, server: GroupServer, manifest: WeightManifest) -> None:
-        told = await server.received_checksums()
-        announced = {name: value for shard in manifest.shards for name, value in shard.checksums.items()}
-        wrong = sorted(name for name in told.keys() | announced.keys() if told.get(name) != announced.get(name))
-        if wrong:
-            raise ChecksumError(f"{len(wrong)} tensors were not received as they were announced, the first is {wrong[0]}")
 
     async def _fail(self, server: WeightReceiver, published: PolicyPublished, error: Exception) -> None:
         self._n_failed += 1
@@ -159,3 +170,13 @@ class BroadcastReceiver:
             await self._other.load(server, published)
         except AsearchError as error:  # whatever it is: the server must not go on
             raise SpoiledServerError(f"a broadcast broke off, and the version is not to be had otherwise: {error}") from error
+
+
+async def _reach(broadcast: Broadcast) -> None:
+    """Raises TransferError if nobody is at the announced address: SGLang would try for half an hour, and serve nobody."""
+    try:
+        async with asyncio.timeout(REACH_S):
+            _, writer = await asyncio.open_connection(broadcast.address, broadcast.port)
+    except (TimeoutError, OSError) as error:
+        raise TransferError(f"nobody sends at {broadcast.address}:{broadcast.port}: {error or type(error).__name__}") from error
+    writer.close()

@@ -10,8 +10,11 @@ from actors.runtime.transfer.pulled import HttpPull
 from actors.runtime.transfer.shared import SharedFolder
 from actors.runtime.transfer.source import origin
 from actors.runtime.transfer.transfer import Transfer, pulled_folder
+from actors.runtime.transfer.verifying import ByParameter, ByTensor
+from asearch.engines.sglang.launch import tells_whole_parameters
 from asearch.weights.layout import TensorPlace
-from asearch.weights.pulling import pull_places
+from asearch.weights.pulling import pull_held, pull_places
+from asearch.weights.sglang import HeldWeights
 from schemas.records import WeightManifest
 
 
@@ -29,6 +32,10 @@ def transfer_of(context: Context, weights_dir: Path) -> Transfer:
     async def headers(manifest: WeightManifest) -> list[TensorPlace]:
         return await asyncio.to_thread(pull_places, manifest, origin_of(manifest.source))
 
-    # SGLang 0.5.23 cannot tell xxh3-128 of what it holds, and without that nothing is served: it pulls.
-    takes = settings.engine.kind == "embedded"
-    return BroadcastReceiver(context.platform, context.actor_id, pull, headers, takes)
+    async def held(manifest: WeightManifest) -> HeldWeights:
+        return await asyncio.to_thread(pull_held, manifest, origin_of(manifest.source))
+
+    is_sglang = settings.engine.kind == "sglang"
+    takes = not is_sglang or tells_whole_parameters(settings.engine)
+    verification = ByParameter(held) if is_sglang else ByTensor()
+    return BroadcastReceiver(context.platform, context.actor_id, pull, headers, takes, verification)

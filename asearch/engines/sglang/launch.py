@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from asearch import parent
 from asearch.configuration.engine import EngineSettings, check_args
 from asearch.engines.launch import Launch
 from asearch.errors import ConfigError
@@ -28,6 +29,8 @@ _CPU_FLAGS: dict[str, tuple[str, ...]] = {
     "--dtype": ("float32",),
     "--mem-fraction-static": ("0.05",),
 }
+_OTHER_WEIGHTS = ("--tp", "--tensor-par", "--pp", "--pipeline-par", "--dp", "--data-par", "--ep", "--dtype", "--quant")
+"""Beginnings of flags after which a server does not hold whole parameters of float32."""
 _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 """Variables that would lead the server's interpreter to our packages, or have it compile SGLang in each process anew."""
 _SECRET = ("_TOKEN", "_KEY", "_SECRET", "_PASSWORD")
@@ -58,6 +61,16 @@ def device(settings: EngineSettings, driver: Path = Path("/dev/nvidiactl")) -> s
     if settings.device != "auto":
         return settings.device
     return "cuda" if driver.exists() else "cpu"
+
+
+def tells_whole_parameters(settings: EngineSettings) -> bool:
+    """Whether `/weights_checker` of a server started so can be foretold from the published files (`asearch.weights.sglang`).
+
+    On CUDA it is another hash; ranks divide parameters; nothing is known of a server that is attached to.
+    """
+    if settings.urls and settings.device != "cpu":
+        return False
+    return device(settings) == "cpu" and not any(arg.startswith(_OTHER_WEIGHTS) for arg in settings.args)
 
 
 def launch(
@@ -110,7 +123,7 @@ def _environment(environ: Mapping[str, str], where: str, threads: int) -> dict[s
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
-        "ASEARCH_PARENT": str(os.getpid()),
+        parent.VARIABLE: str(os.getpid()),
     }
     if where == "cpu":
         kept |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(FOLDER / "cpu")}
