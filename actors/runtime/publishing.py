@@ -102,6 +102,7 @@ class Publisher:
     def _prune(self) -> None:
         """Delete what dead lives, refused trainers and older versions have left."""
         keep = {Path(path).name for path in self._journal.published[-self._keep :]}
+        keep |= set(self._source.kept if self._source is not None else [])
         for path in self._ours():
             if path.name not in keep:
                 shutil.rmtree(path, ignore_errors=True)

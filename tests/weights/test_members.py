@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -36,7 +37,7 @@ async def test_an_engine_that_was_started_again_is_not_in_the_group(
     async def make(lives: dict[str, Life]) -> None:
         ours, theirs = socket.socketpair()
         theirs.close()
-        held._sender = Sender(cast("Process", None), ours, f"group-{len(made)}", lives)
+        held._sender = Sender(cast("Process", SimpleNamespace(returncode=None)), ours, f"group-{len(made)}", lives)
         made.append(lives)
 
     monkeypatch.setattr(held, "_make", make)

@@ -136,9 +136,9 @@ class BroadcastReceiver:
     async def _join(self, server: GroupServer, broadcast: Broadcast) -> None:
         if self._group is not None and self._group == (broadcast.group, server):
             return
-        if broadcast.group == self._given_up:
-            raise TransferError(f"the server was in the group {broadcast.group}, and has left it")
         await self._leave(server)
+        if broadcast.group == self._given_up:
+            raise TransferError(f"this engine was in the group {broadcast.group}, and has left it")
         await _reach(broadcast)
         self._given_up = broadcast.group
         rank = 1 + broadcast.members.index(self._actor_id)

@@ -27,6 +27,9 @@ SEEN_S = 5.0
 START_TIMEOUT_S = 60.0
 SPARE_S = 10.0
 """What a sender may take beyond the group's timeout before it is killed."""
+RETRY_S = 10.0
+"""Wait after a sender that did not start, or whose first broadcast failed; it doubles with every further one in a row."""
+MAX_RETRY_S = 600.0
 TAKES = "takes_broadcast"
 """Gauge of engines that can be members."""
 Life = tuple[int, float]
@@ -92,6 +95,9 @@ class Broadcaster:
         self._sender: Sender | None = None
         self._task: asyncio.Task[None] | None = None
         """What goes on beside training: a group that is being made, or a version that is being sent."""
+        self._n_fruitless = 0
+        """Senders in a row that have sent nothing."""
+        self._not_before_s = 0.0
         self.n_sent = 0
         self.n_failed = 0
 
@@ -115,7 +121,7 @@ class Broadcaster:
         if self._task is not None and not self._task.done():
             return manifest
         present = self._present()
-        if self._sender is not None and self._sender.lives == present:
+        if self._sender is not None and self._sender.lives == present and self._sender.process.returncode is None:
             settings = self._settings
             broadcast = Broadcast(
                 group=self._sender.group,
@@ -126,7 +132,7 @@ class Broadcaster:
                 timeout_s=settings.broadcast_timeout_s,
             )
             return msgspec.structs.replace(manifest, broadcast=broadcast)
-        if present or self._sender is not None:
+        if self._sender is not None or (present and self._platform.monotonic() >= self._not_before_s):
             self._task = asyncio.create_task(self._make(present))
         return manifest
 
@@ -137,7 +143,7 @@ class Broadcaster:
 
     async def _make(self, lives: dict[str, Life]) -> None:
         await self._end_sender()
-        if not lives:
+        if not lives or self._platform.monotonic() < self._not_before_s:
             return
         group = f"weights-{self._platform.new_id()}"
         ours, theirs = socket.socketpair()
@@ -153,13 +159,18 @@ class Broadcaster:
                 log_path=self._log_path,
                 pass_fds=(theirs.fileno(),),
             )
+        except OSError as error:
+            ours.close()
+            self._failed()
+            self._log.warning("no process for broadcasts", error=str(error))
+            return
         finally:
             theirs.close()
         sender = Sender(process, ours, group, lives)
         try:
             await sender.open()
         except TransferError as error:
-            self.n_failed += 1
+            self._failed()
             self._log.warning("no group for broadcasts", error=str(error), log=str(self._log_path))
             await sender.end()
             return
@@ -171,12 +182,19 @@ class Broadcaster:
             # Forming the group and sending may each take the timeout.
             sent = await sender.send(command, 2 * self._settings.broadcast_timeout_s + SPARE_S)
         except TransferError as error:
-            self.n_failed += 1
+            self._failed()
             self._log.warning("a broadcast failed", version=str(version), members=sender.members, error=str(error))
             await self._end_sender()
         else:
             self.n_sent += 1
+            self._n_fruitless = 0
             self._log.info("broadcast", version=str(version), n_bytes=sent.n_bytes, elapsed_s=sent.elapsed_ns / 1e9)
+
+    def _failed(self) -> None:
+        """The next sender is not started at once: its imports take the processor from training, and it may fail like this one."""
+        self.n_failed += 1
+        self._not_before_s = self._platform.monotonic() + min(MAX_RETRY_S, RETRY_S * 2**self._n_fruitless)
+        self._n_fruitless = min(self._n_fruitless + 1, 10)
 
     async def _end_sender(self) -> None:
         sender, self._sender = self._sender, None

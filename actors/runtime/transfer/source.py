@@ -12,7 +12,7 @@ from actors.runtime.platform import Platform, Process
 from asearch.configuration.settings import TransferSettings
 from asearch.errors import TransferError
 from asearch.weights.ranges import Origin
-from asearch.weights.serving import announce
+from asearch.weights.serving import announce, read_lately
 from schemas.records import WeightManifest
 
 TOKEN_FILE = "weights.token"  # noqa: S105 -- a name
@@ -20,6 +20,10 @@ TOKEN_VARIABLE = "ASEARCH_WEIGHTS_TOKEN"  # noqa: S105 -- a name
 START_TIMEOUT_S = 20.0
 MAX_RESTARTS = 20
 RESTART_S = 0.5
+READING_S = 5.0
+"""A folder of which nothing has been sent for so long is read by nobody."""
+MAX_WAIT_S = 600.0
+"""How long one is kept because it is read."""
 
 
 class WeightSource:
@@ -39,6 +43,8 @@ class WeightSource:
         self._stopping = False
         self._port = 0
         self._kept: list[WeightManifest] = []
+        self._waiting: dict[str, float] = {}
+        """The folder that is kept for a reader alone, and since when."""
 
     async def start(self) -> None:
         """Start the process. Raises TransferError with the end of its log."""
@@ -87,10 +93,27 @@ class WeightSource:
 
         Returns what is to be announced.
         """
-        older = [each for each in self._kept if each.path != manifest.path]
-        self._kept = [*older, manifest][-keep:]
+        every = [*(each for each in self._kept if each.path != manifest.path), manifest]
+        self._kept = [*await asyncio.to_thread(self._under_way, every[:-keep]), *every[-keep:]]
         await asyncio.to_thread(announce, self._list_path, self._kept)
         return msgspec.structs.replace(manifest, source=self.url)
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of the folders that may be pulled."""
+        return [Path(each.path).name for each in self._kept]
+
+    def _under_way(self, older: list[WeightManifest]) -> list[WeightManifest]:
+        """The oldest of these that somebody reads, for a while: a pull that takes longer than `keep` versions would never end."""
+        now_s, now = self._platform.monotonic(), self._platform.now_ns() / 1e9
+        read = read_lately(self._list_path)
+        for each in older:
+            name = Path(each.path).name
+            since_s = self._waiting.get(name, now_s)
+            if now - read.get(name, 0.0) < READING_S and now_s - since_s < MAX_WAIT_S:
+                self._waiting = {name: since_s}
+                return [each]
+        return []
 
     async def stop(self) -> None:
         """End the process."""
