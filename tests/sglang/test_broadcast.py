@@ -94,6 +94,7 @@ async def test_what_a_broadcast_does_not_bring_as_announced_is_pulled(
         engine = scene.engine(client)
         await scene.group_stands()
         await _others_are_sent(scene, engine, client, server.folder)
+        await _the_group_that_was_left_is_not_joined_again(scene, engine, client, server.folder)
         await scene.group_stands()
         await _nobody_sends(scene, engine, client, server.folder)
         await scene.group_stands()
@@ -118,6 +119,19 @@ async def _others_are_sent(scene: Scene, engine: Engine, client: EngineClient, f
     await serves(client, version, folder / "v1")
 
 
+async def _the_group_that_was_left_is_not_joined_again(scene: Scene, engine: Engine, client: EngineClient, folder: Path) -> None:
+    """The trainer knows nothing of it yet; SGLang would wait for half an hour."""
+    assert scene.broadcaster is not None and scene.broadcaster._sender is not None
+    left = scene.broadcaster._sender.group
+    version = await scene.publish(folder / "v2")
+    await engine.serves(version)
+    assert engine.follower.gauges()["n_broadcasts_failed"] == 2
+    await serves(client, version, folder / "v2")
+    await until(lambda: scene.broadcaster is not None and scene.broadcaster.n_failed == 1)
+    await scene.group_stands()
+    assert scene.broadcaster._sender.group != left
+
+
 async def _nobody_sends(scene: Scene, engine: Engine, client: EngineClient, folder: Path) -> None:
     """The sender dies once SGLang waits for it."""
     broadcaster = scene.broadcaster
@@ -131,7 +145,7 @@ async def _nobody_sends(scene: Scene, engine: Engine, client: EngineClient, fold
     version = await scene.publish(folder / "v2")
     await engine.serves(version)
     broadcaster.send = send
-    assert engine.follower.gauges()["n_broadcasts_failed"] == 2
+    assert engine.follower.gauges()["n_broadcasts_failed"] == 3
     await serves(client, version, folder / "v2")
 
 
