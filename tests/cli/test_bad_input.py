@@ -221,7 +221,7 @@ def _truncate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "part"),
     [
-        (lambda folder: changed_config(folder, architectures=["LlamaForCausalLM"]), "LlamaForCausalLM"),
+        (lambda folder: changed_config(folder, architectures=["MistralForCausalLM"]), "MistralForCausalLM"),
         (lambda folder: changed_config(folder, use_sliding_window=True), "sliding-window"),
         (lambda folder: changed_config(folder, intermediate_size=999), "down_proj.weight is [16, 128]"),
         (lambda folder: changed_config(folder, vocab_size=9), "tokens"),

@@ -1,17 +1,17 @@
-"""Runs `megatron_checks.py` in a process of its own: see there."""
+"""Runs `megatron_checks.py` and `other_device_checks.py` in a process of their own: the device shim changes torch for all of it."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-CHECKS = Path(__file__).with_name("megatron_checks.py")
+CHECKS = [Path(__file__).with_name(name) for name in ("megatron_checks.py", "other_device_checks.py")]
 
 
 def test_checks_with_megatron_in_one_process() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(CHECKS)],
-        cwd=CHECKS.parents[2],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *map(str, CHECKS)],
+        cwd=CHECKS[0].parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
