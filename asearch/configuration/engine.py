@@ -47,7 +47,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Requests that may wait in an engine besides those it runs; unset: a quarter of these. The others wait in the drivers."""
     max_total_tokens: int = 65536
     """Tokens of running requests; of SGLang on CPU alone, on CUDA its memory decides."""
-    stream_s: float = 0.5
+    stream_s: float = 0.25
     """Of the embedded server: how long sampled tokens wait for others before they are streamed. What a killed engine has not
     streamed is lost."""
     step_delay_s: float = 0.0
