@@ -1,4 +1,4 @@
-"""Runs `megatron_checks.py` and `other_device_checks.py` in a process of their own: the device shim changes torch for all of it."""
+"""Runs `megatron_checks.py` and `other_device_checks.py` in one process of their own: the device shim changes torch for good."""
 
 import os
 import subprocess
