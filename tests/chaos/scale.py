@@ -36,7 +36,7 @@ class Scale:
 
 
 FULL = Scale()
-CHOSEN = replace(FULL, questions=20, learns=False)
+CHOSEN = replace(FULL, questions=20, learns=False, steps_per_fault=5.0)
 """For a few kinds of faults: without others nobody takes episodes over, and what is learned is not what they show."""
 SMOKE = Scale(
     groups_per_step=2,
