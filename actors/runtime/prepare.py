@@ -12,6 +12,8 @@ from actors.runtime.warmstart import warm_start
 from asearch.configuration.settings import Settings
 from asearch.data.inputs import Inputs, gather_inputs
 from asearch.data.warmup import WarmupPlan, plan_warmup
+from asearch.models.config import ModelConfig
+from asearch.training.divisibility import check_parallel
 
 
 class PhaseClock(Protocol):
@@ -46,6 +48,8 @@ async def prepare(
 
 async def _policy(settings: Settings, inputs: Inputs, run_dir: Path, platform: Platform, say: Callable[[str], None]) -> Path:
     plan: WarmupPlan = await asyncio.to_thread(plan_warmup, settings, inputs, run_dir / "model")
+    # Now, and not when the ranks load it: a warm start takes minutes.
+    check_parallel(ModelConfig.load(plan.ready or plan.fresh_dir), settings.trainer)
     if plan.ready is not None:
         say(f"policy: {plan.ready} ({plan.origin})")
         return plan.ready

@@ -21,6 +21,7 @@ from asearch.errors import ConfigError, InputError
 from asearch.models.config import ModelConfig
 from asearch.models.weights import FolderWeights
 from asearch.training.attention import PackedAttention, PackedLayout
+from asearch.training.divisibility import check_parallel
 from asearch.training.experts import expert_options, expert_spec
 from asearch.training.layers import GatedMLP, RankNorm
 from asearch.training.mapping import Placement, global_name, is_divided, load_hf
@@ -57,25 +58,6 @@ class PolicyModel(GPTModel):
 def padded_vocab_size(model: ModelConfig, tensor_size: int) -> int:
     """Rows of the embedding over all tensor-parallel ranks: the vocabulary, rounded up so that they share it equally."""
     return -(-model.vocab_size // tensor_size) * tensor_size
-
-
-def check_parallel(model: ModelConfig, settings: TrainerSettings) -> None:
-    """Raises ConfigError where the layers of `model` cannot be spread over the ranks that `settings` ask for."""
-    shared = {
-        "query heads": model.n_heads,
-        "key heads": model.n_kv_heads,
-        "feed-forward units": model.intermediate_size,
-    }
-    for what, size in shared.items():
-        if size % settings.tensor_parallel:
-            raise ConfigError(
-                f"trainer.tensor_parallel is {settings.tensor_parallel}, which does not divide the model's {size} {what}"
-            )
-    if model.n_layers % settings.pipeline_parallel:
-        raise ConfigError(
-            f"trainer.pipeline_parallel is {settings.pipeline_parallel}, which does not divide "
-            f"the model's {model.n_layers} layers"
-        )
 
 
 def transformer_config(model: ModelConfig, settings: TrainerSettings) -> TransformerConfig:
