@@ -15,8 +15,8 @@ _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "ran
 
 
 def install_device_shim() -> None:
-    """Let calls that name the CUDA device land on the CPU. Returns at once where CUDA is available."""
-    if torch.cuda.is_available():
+    """Let calls that name the CUDA device land on the CPU. Returns at once where CUDA is available, and a second time."""
+    if torch.cuda.is_available() or torch.Tensor.cuda is _itself:
         return
     # Compiled functions would call a C++ compiler at run time; megatron decorates some of its own with torch.compile, and
     # the decorator alone imports the whole compiler.

@@ -186,7 +186,7 @@ def test_a_scheduler_may_die_before_and_after_any_append(tmp_path: Path) -> None
 async def test_admission_stops_before_a_stream_is_full(stage: Stage, stream: str, reason: str) -> None:
     """On a real broker with small bounds: PLAN ends the run, of the others the scheduler says that it waits."""
     settings = msgspec.structs.replace(SETTINGS, evaluation=EvaluationSettings(before=False, after=False))
-    await stage.buses[0].ensure_topology({stream: 16_000 if stream == "plan" else 1000})
+    await stage.buses[0].ensure_topology({stream: 14_000 if stream == "plan" else 1000})
     trainer, driver = await stage.connect("trainer"), await stage.connect("driver")
     world = World(trainer)
     if stream == "trace":
@@ -199,7 +199,7 @@ async def test_admission_stops_before_a_stream_is_full(stage: Stage, stream: str
     if reason:
         (ended,) = await stage.wait_for("plan", RunEnded)
         assert isinstance(ended, RunEnded)
-        assert (ended.reason, "of its 16,000 bytes" in ended.message) == (reason, True)
+        assert (ended.reason, "of its 14,000 bytes" in ended.message) == (reason, True)
         return
     await until(lambda: held.waiting_for.startswith("room: TRACE is at"))
     assert await stage.facts("plan", GroupAdmitted) == []

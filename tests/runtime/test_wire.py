@@ -25,7 +25,8 @@ def test_a_url_is_said_without_its_user(url: str, said: str) -> None:
 
 async def test_no_password_is_in_a_log_line_or_an_error(caplog: pytest.LogCaptureFixture) -> None:
     wire = Wire("nats://viewer:secret@127.0.0.1:1", "someone", SystemPlatform())
-    with caplog.at_level(logging.DEBUG, "actors.runtime.wire"), pytest.raises(BusError) as caught:
+    caplog.set_level(logging.DEBUG, "actors.runtime.wire")
+    with pytest.raises(BusError) as caught:
         await wire.open(0.3)
     wire._closing = False  # pyright: ignore[reportPrivateUsage]
     await wire._on_disconnect()  # pyright: ignore[reportPrivateUsage]
