@@ -43,7 +43,7 @@ test-all *args: setup browser
 # real SGLang on CPU, in an environment of its own (under 15 minutes on 2 cores after downloads; SGLANG_CACHE=DIR keeps it)
 test-sglang *args: setup
     @PYTHON={{python}} sh infra/sglang/setup.sh
-    {{bin}}/pytest -m sglang tests/sglang tests/engines {{args}}
+    {{bin}}/pytest -m "sglang and not slow" tests/sglang tests/engines {{args}}
 
 # format, lint, types, layers
 check: setup

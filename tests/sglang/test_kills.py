@@ -12,7 +12,7 @@ from tests.chaos.scale import Scale
 from tests.chaos.schedule import schedule
 from tests.sglang.serving import alive
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(2400)]
 KINDS = ("kill_rank", "kill_engine", "kill_server")
 """There is one engine: whatever ends it ends all generation until it is back."""
 EACH = 3
