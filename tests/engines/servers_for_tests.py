@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models.models_for_tests import small_config, write_model, write_tokenizer
 from transformers import AutoModelForCausalLM
 
 from asearch.models.config import ModelConfig
+from tests.models.models_for_tests import small_config, write_model, write_tokenizer
 
 TOLERANCE = 1e-4
 
