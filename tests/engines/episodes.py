@@ -12,6 +12,8 @@ LONG: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 400, "ignore_eos":
 class Episode:
     """Follows one request; parameters are those of a long sampled one unless given."""
 
+    timeout_s = 60.0
+
     def __init__(self, client: EngineClient, prompt: list[int], rid: str, **params: Any) -> None:
         self.prompt, self.rid = prompt, rid
         self.chunks: list[GeneratedChunk] = []
@@ -20,7 +22,7 @@ class Episode:
         self.task = asyncio.create_task(self._run(client, LONG | params))
 
     async def _run(self, client: EngineClient, params: dict[str, Any]) -> None:
-        async for chunk in client.generate(self.prompt, params, rid=self.rid, timeout_s=60):
+        async for chunk in client.generate(self.prompt, params, rid=self.rid, timeout_s=self.timeout_s):
             assert chunk.offset == len(self.ids)
             self.chunks.append(chunk)
             self.ids += chunk.ids
@@ -28,7 +30,7 @@ class Episode:
 
     async def reached(self, n_tokens: int) -> None:
         while len(self.ids) < n_tokens:
-            assert not self.task.done()
+            assert not self.task.done(), self.task
             await asyncio.sleep(0.001)
 
     @property

@@ -1,6 +1,7 @@
 """Real training on SGLang: killed engines, servers and ranks lose nothing, and nothing is counted twice."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -8,7 +9,7 @@ import pytest
 
 from tests.chaos import injection
 from tests.chaos.chaos import chaos
-from tests.chaos.scale import Scale
+from tests.chaos.scale import SMOKE
 from tests.chaos.schedule import schedule
 from tests.sglang.serving import alive
 
@@ -16,24 +17,7 @@ pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(2400)]
 KINDS = ("kill_rank", "kill_engine", "kill_server")
 """There is one engine: whatever ends it ends all generation until it is back."""
 EACH = 3
-SCALE = Scale(
-    groups_per_step=2,
-    group_size=4,
-    eta=2,
-    least_steps=8,
-    steps_per_fault=4.0,
-    questions=4,
-    warmstart_steps=60,
-    warmstart_tokens=1024,
-    latency_s=0.5,
-    lease_s=4.0,
-    entities=24,
-    relations=4,
-    n_engines=1,
-    learns=False,
-    engine="sglang",
-    episode_deadline_s=900.0,
-)
+SCALE = replace(SMOKE, engine="sglang", episode_deadline_s=900.0)
 
 
 def servers() -> set[psutil.Process]:

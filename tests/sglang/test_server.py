@@ -4,49 +4,25 @@ import asyncio
 from typing import Any
 
 import pytest
+from engines.episodes import PROMPT, Episode
 from engines.servers_for_tests import TOLERANCE, reference, worst
 
 from asearch.engines import client as module
-from asearch.engines.client import EngineClient, GeneratedChunk, VersionSpan
+from asearch.engines.client import EngineClient, VersionSpan
 from asearch.errors import EngineError
 from tests.sglang.serving import CONTEXT_TOKENS, Server
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(600)]
-PROMPT = list(range(3, 40))
 FREE: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 60, "ignore_eos": True}
 
 
-class Request:
-    """Follows one request."""
+class Request(Episode):
+    """Follows one request, shorter than an episode's and with more time."""
+
+    timeout_s = 120.0
 
     def __init__(self, client: EngineClient, prompt: list[int], rid: str, **params: Any) -> None:
-        self.prompt, self.rid = prompt, rid
-        self.chunks: list[GeneratedChunk] = []
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.task = asyncio.create_task(self._run(client, FREE | params))
-
-    async def _run(self, client: EngineClient, params: dict[str, Any]) -> None:
-        async for chunk in client.generate(self.prompt, params, rid=self.rid, timeout_s=120):
-            assert chunk.offset == len(self.ids)
-            self.chunks.append(chunk)
-            self.ids += chunk.ids
-            self.logprobs += chunk.logprobs
-
-    async def reached(self, n_tokens: int) -> None:
-        while len(self.ids) < n_tokens:
-            assert not self.task.done(), self.task
-            await asyncio.sleep(0.001)
-
-    def spans(self) -> list[VersionSpan]:
-        """Joined over chunks."""
-        joined: list[VersionSpan] = []
-        for span in (span for chunk in self.chunks for span in chunk.versions):
-            if joined and joined[-1].version == span.version:
-                joined[-1] = VersionSpan(span.version, joined[-1].start, span.end)
-            else:
-                joined.append(span)
-        return joined
+        super().__init__(client, prompt, rid, **(FREE | params))
 
     def off(self, server: Server, version: str, start: int, end: int) -> float:
         """How far the log-probabilities are from those of HF's forward in fp32."""
