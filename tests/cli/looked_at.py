@@ -69,7 +69,8 @@ def kill_whole(root: Path, supervisor: "subprocess.Popen[bytes]") -> None:
     doomed = [psutil.Process(supervisor.pid), *psutil.Process(supervisor.pid).children(recursive=True)]
     broker = json.loads((root / ".broker" / "broker.json").read_bytes())["process"]["pid"]
     if broker not in [each.pid for each in doomed]:
-        doomed.append(psutil.Process(broker))
+        with contextlib.suppress(psutil.NoSuchProcess):  # It may have died, and nobody is left to start it again.
+            doomed.append(psutil.Process(broker))
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for each in doomed:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -148,10 +148,15 @@ def test_events_are_followed_across_a_killed_broker(live: Live, tmp_path: Path) 
             if line.endswith(b"\n")
         ]
 
+    def broker() -> int:
+        return msgspec.json.decode((live.root / ".broker" / "broker.json").read_bytes())["process"]["pid"]
+
     try:
-        seen = len(until(sequences, 20, "the first events"))
-        broker = msgspec.json.decode((live.root / ".broker" / "broker.json").read_bytes())["process"]["pid"]
-        os.kill(broker, signal.SIGKILL)
+        until(sequences, 20, "the first events")
+        killed = broker()
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: broker() != killed, 60, "the broker's restart")
+        seen = len(sequences())
         until(lambda: len(sequences()) > seen + 5, 60, "events after the broker's restart")
     finally:
         follower.send_signal(signal.SIGINT)
