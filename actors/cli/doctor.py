@@ -19,6 +19,7 @@ CHECKS = (
     "imports.imports",
     "packages.extras",
     "sglang.environment",
+    "auxiliary.endpoints",
     "broker.program",
     "broker.running",
     "broker.store",

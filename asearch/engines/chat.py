@@ -134,6 +134,8 @@ class ChatClient:
                 _, raw = await self._once("GET", "/models", None)
         except TimeoutError as error:
             raise AuxiliaryTimeoutError(f"{self!r} did not answer within {timeout_s:g} s") from error
+        except _Retryable as failure:
+            raise AuxiliaryRetryableError(f"{self!r} does not answer: {failure}") from failure
         try:
             return [model["id"] for model in msgspec.json.decode(raw, type=dict[str, Any])["data"]]
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
