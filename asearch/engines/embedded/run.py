@@ -102,13 +102,20 @@ async def _serve(options: Options, config: ModelConfig, limits: Limits, batch: B
     sys.stderr.write(f"ready http://{options.host}:{port}\n")
     sys.stderr.flush()
     await stop.wait()
-    scheduler.stop(0.0)
+    await close(runner, scheduler)
+
+
+async def close(runner: web.ServerRunner, scheduler: Scheduler) -> None:
+    """Ends connections and the scheduler's thread, each within `_STOP_S`: afterwards the event loop may be closed."""
+    log = logging.getLogger(__name__)
+    scheduler.stop()
     try:
         async with asyncio.timeout(_STOP_S):
             await runner.cleanup()
     except TimeoutError:
-        log = logging.getLogger(__name__)
         log.warning("connections did not close within %s s", _STOP_S)
+    if not await asyncio.to_thread(scheduler.join, _STOP_S):
+        log.warning("a step did not end within %s s: the process ends in the middle of it", _STOP_S)
 
 
 def _keep_freed_memory() -> None:

@@ -57,11 +57,15 @@ class Scheduler:
         """Starts the thread."""
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> None:
-        """Ends the thread after the step it is in, waiting at most `timeout_s`."""
+    def stop(self) -> None:
+        """Lets the thread end after the step it is in. Returns at once."""
         self._stopping = True
         self._wake.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for the thread's end after `stop`; False if it has not come within `timeout_s`."""
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def submit(self, request: Request) -> None:
         """Queues a request; `request.advance` is called on the event loop as it goes on."""
@@ -135,6 +139,14 @@ class Scheduler:
         self._inbox.append(act)
         self._wake.set()
 
+    def _tell(self, act: Callable[..., None], *given: Any) -> None:
+        """Calls `act` on the event loop. A step that outlasts the wait for the thread's end has nobody left to tell."""
+        try:
+            self._loop.call_soon_threadsafe(act, *given)
+        except RuntimeError:
+            if not (self._stopping and self._loop.is_closed()):
+                raise
+
     async def _ask(self, act: Callable[[], T]) -> T:
         future: asyncio.Future[T] = self._loop.create_future()
 
@@ -150,9 +162,9 @@ class Scheduler:
             try:
                 result = act()
             except Exception as error:  # told to whoever asked
-                self._loop.call_soon_threadsafe(settle, None, error)
+                self._tell(settle, None, error)
             else:
-                self._loop.call_soon_threadsafe(settle, result, None)
+                self._tell(settle, result, None)
 
         self._post(run)
         return await future
@@ -168,7 +180,7 @@ class Scheduler:
                 self._after_step()
             if self._batch.advanced:
                 reports, self._batch.advanced = self._batch.advanced, []
-                self._loop.call_soon_threadsafe(_deliver, reports)
+                self._tell(_deliver, reports)
             if not worked:
                 self._wake.wait(_IDLE_WAIT_S)
 
