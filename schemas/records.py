@@ -243,6 +243,8 @@ class Broadcast(Record, frozen=True, kw_only=True):
     """Likewise."""
     members: list[str]
     """Engines in the order of their ranks, from 1; rank 0 sends."""
+    pids: list[int] = []
+    """Their processes, in the same order: one that was started again since is no member. Empty: not told."""
     backend: str
     """`gloo` or `nccl`."""
     timeout_s: Finite

@@ -103,6 +103,7 @@ class Publisher:
         """Delete what dead lives, refused trainers and older versions have left."""
         keep = {Path(path).name for path in self._journal.published[-self._keep :]}
         keep |= set(self._source.kept if self._source is not None else [])
+        keep |= set(self._broadcaster.kept if self._broadcaster is not None else [])
         for path in self._ours():
             if path.name not in keep:
                 shutil.rmtree(path, ignore_errors=True)

@@ -136,7 +136,7 @@ EPISODES = (
         "weights-replaced-under-way",
         "weights are loaded while requests run",
         "actors/runtime/transfer/following.py",
-        '            await server.pause("retract")\n',
+        '        await server.pause("retract")\n',
         "",
         (sim(SIM + "::test_a_run_completes_and_its_accounts_agree"),),
     ),

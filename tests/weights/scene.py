@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import Coroutine
 from pathlib import Path
@@ -78,6 +79,8 @@ class Scene:
         self.source: WeightSource | None = None
         self.broadcaster: Broadcaster | None = None
         self.step = 0
+        self.pid = os.getpid()
+        """That engines tell in their heartbeats."""
 
     async def __aenter__(self) -> "Scene":
         await self.bus.ensure_topology()
@@ -111,7 +114,7 @@ class Scene:
         while True:
             for engine in self.engines:
                 gauges = {TAKES: engine.follower.gauges().get(TAKES, 0.0)}
-                beat = Heartbeat(actor="engine", actor_id=engine.name, pid=1, at_ns=0, state="ready", gauges=gauges)
+                beat = Heartbeat(actor="engine", actor_id=engine.name, pid=self.pid, at_ns=0, state="ready", gauges=gauges)
                 await bus.publish(beat, key=engine.name)
             await asyncio.sleep(0.1)
 

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -12,13 +13,17 @@ from actors.runtime.bus import Incoming
 from actors.runtime.memory import MemoryBus
 from actors.runtime.memory_broker import MemoryBroker
 from actors.runtime.platform import SystemPlatform, SystemProcess
+from actors.runtime.policy_journal import PolicyJournal
+from actors.runtime.publishing import Publisher
+from actors.runtime.ranks import Rank
 from actors.runtime.transfer import source as module
-from actors.runtime.transfer.broadcasting import Broadcaster
+from actors.runtime.transfer.broadcasting import Broadcaster, Sender
 from actors.runtime.transfer.source import WeightSource
 from asearch.configuration.transfer import TransferSettings
 from asearch.errors import WeightsGoneError
 from asearch.weights.ranges import Connection, Origin
-from schemas.records import WeightManifest
+from schemas.broadcasting import WeightsSent
+from schemas.records import Broadcast, Version, WeightManifest
 from tests.weights.folders import write_folder
 from tests.weights.test_members import Beat
 
@@ -59,6 +64,31 @@ async def test_a_sender_that_does_not_start_is_tried_ever_more_seldom(tmp_path: 
     assert platform.started_s == [0.0, 10.0, 30.0, 70.0]
     assert broadcaster.n_failed == 4
     await broadcaster.stop()
+
+
+async def test_a_folder_that_is_sent_outlives_its_turn(tmp_path: Path) -> None:
+    platform, folder, sent = SystemPlatform(), tmp_path / "weights", asyncio.Event()
+    bus = MemoryBus(MemoryBroker(platform), "run", "trainer-0", platform)
+    broadcaster = Broadcaster(bus, platform, tmp_path / "log", TransferSettings())
+
+    async def send(*_: object) -> WeightsSent:
+        await sent.wait()
+        return WeightsSent(n_bytes=0, elapsed_ns=0)
+
+    broadcaster._sender = cast("Sender", SimpleNamespace(send=send, end=sent.wait, members=[]))
+    for step in range(3):
+        (folder / f"v1.{step}").mkdir(parents=True)
+    journal = cast("PolicyJournal", SimpleNamespace(lineage=1, published=[str(folder / "v1.2")]))
+    publisher = Publisher(platform, journal, cast("Rank", None), folder, "policy", 1, broadcaster=broadcaster)
+    group = Broadcast(group="g", address="127.0.0.1", port=1, members=[], backend="gloo", timeout_s=1.0)
+    broadcaster.send(WeightManifest(path=str(folder / "v1.0"), shards=[], broadcast=group), Version(lineage=1, step=0))
+    publisher._prune()
+    assert sorted(path.name for path in folder.iterdir()) == ["v1.0", "v1.2"]
+    sent.set()
+    assert broadcaster._task is not None
+    await broadcaster._task
+    publisher._prune()
+    assert [path.name for path in folder.iterdir()] == ["v1.2"]
 
 
 async def test_a_folder_that_is_read_outlives_its_turn_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

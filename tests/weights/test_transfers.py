@@ -1,6 +1,7 @@
 """The contract of every way for weights to come to an engine, with a real server at the end of it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
@@ -97,6 +98,55 @@ async def test_of_versions_in_quick_succession_the_newest_ends_up_served(
         assert told == {versions[-1]}
         assert worst(server.folder / "v2", PROMPT, ids, logprobs, 0, 20) <= TOLERANCE
         assert engine.loaded == sorted(engine.loaded)
+
+
+class Late:
+    """A server that joins a group once `first` is done."""
+
+    def __init__(self, client: EngineClient, first: Callable[[], Awaitable[None]]) -> None:
+        self._client, self._first = client, first
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._client, name)
+
+    async def join_update_group(self, *given: object) -> None:
+        await self._first()
+        await self._client.join_update_group(*given)  # pyright: ignore[reportArgumentType]
+
+
+async def test_a_version_that_is_deleted_while_it_is_broadcast_gives_way_to_the_newest(
+    server: Running, client: EngineClient, tmp_path: Path
+) -> None:
+    newest: list[str] = []
+    async with Scene(tmp_path, "broadcast") as scene:
+
+        async def replaced() -> None:
+            newest.append(await scene.publish(server.folder / "v2"))
+            scene.delete("1.0")
+
+        engine = scene.engine(Late(client, replaced))
+        await scene.group_stands()
+        await scene.publish(server.folder / "v1")
+        while not newest:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(40):
+            await engine.serves(newest[0])
+        ids, logprobs, told = await generated(client, "instead")
+        assert told == set(newest) == set(engine.loaded)
+        assert worst(server.folder / "v2", PROMPT, ids, logprobs, 0, 20) <= TOLERANCE
+        assert engine.follower.gauges()["n_broadcasts_failed"] == 1
+
+
+async def test_an_engine_that_was_started_again_does_not_wait_for_what_was_sent_before(
+    server: Running, client: EngineClient, tmp_path: Path
+) -> None:
+    async with Scene(tmp_path, "broadcast") as scene:
+        scene.pid += 1
+        engine = scene.engine(client)
+        await scene.group_stands()
+        await engine.serves(await scene.publish(server.folder / "v2"))
+        gauges = engine.follower.gauges()
+        assert (gauges["n_broadcasts"], gauges["n_broadcasts_failed"]) == (0, 0)
 
 
 @pytest.mark.parametrize("way", WAYS)

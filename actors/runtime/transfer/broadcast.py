@@ -1,6 +1,7 @@
 """Weights received from a collective straight into the server; what was announced otherwise, or fails, is pulled."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -8,9 +9,9 @@ import structlog
 
 from actors.runtime.platform import Platform
 from actors.runtime.transfer.broadcasting import TAKES
-from actors.runtime.transfer.transfer import SpoiledServerError, Transfer, WeightReceiver
+from actors.runtime.transfer.transfer import LostVersionError, SpoiledServerError, Transfer, WeightReceiver
 from actors.runtime.transfer.verifying import ByTensor, TellingServer, Verification, refuse_others
-from asearch.errors import AsearchError, EngineError, TransferError
+from asearch.errors import AsearchError, EngineError, TransferError, WeightsGoneError
 from asearch.weights.layout import TensorPlace
 from schemas.events import PolicyPublished
 from schemas.records import Broadcast, WeightManifest
@@ -84,7 +85,7 @@ class BroadcastReceiver:
         self._tensors = None
         broadcast = published.manifest.broadcast
         is_new, self._tried = published.id != self._tried, published.id
-        if broadcast is not None and is_new and self._actor_id in broadcast.members and isinstance(server, GroupServer):
+        if broadcast is not None and is_new and self._is_named(broadcast) and isinstance(server, GroupServer):
             try:
                 self._tensors = await self._named(published.manifest)
                 self._expected = await self._verification.expected(published.manifest)
@@ -125,6 +126,12 @@ class BroadcastReceiver:
         told = {TAKES: self._takes, "n_broadcasts": self._n_received, "n_broadcasts_failed": self._n_failed}
         other = self._other.gauges()
         return other | told | ({"transfer_s": self._transfer_s} if self._tensors is not None else {})
+
+    def _is_named(self, broadcast: Broadcast) -> bool:
+        """Whether this process is a member: the group does not wait for one that has this engine's name since."""
+        if self._actor_id not in broadcast.members:
+            return False
+        return not broadcast.pids or broadcast.pids[broadcast.members.index(self._actor_id)] == os.getpid()
 
     async def _named(self, manifest: WeightManifest) -> list[tuple[str, str, Sequence[int]]]:
         found = await self._headers(manifest)
@@ -168,6 +175,8 @@ class BroadcastReceiver:
         try:
             await self._other.prepare(server, published)
             await self._other.load(server, published)
+        except WeightsGoneError as error:
+            raise LostVersionError(f"a broadcast broke off, and the version was deleted meanwhile: {error}") from error
         except AsearchError as error:  # whatever it is: the server must not go on
             raise SpoiledServerError(f"a broadcast broke off, and the version is not to be had otherwise: {error}") from error
 

@@ -98,6 +98,8 @@ class Broadcaster:
         self._n_fruitless = 0
         """Senders in a row that have sent nothing."""
         self._not_before_s = 0.0
+        self._sending = ""
+        """Name of the folder that is being sent."""
         self.n_sent = 0
         self.n_failed = 0
 
@@ -128,6 +130,7 @@ class Broadcaster:
                 address=settings.address or settings.bind,
                 port=self._sender.port,
                 members=self._sender.members,
+                pids=[present[member][0] for member in self._sender.members],
                 backend=settings.backend,
                 timeout_s=settings.broadcast_timeout_s,
             )
@@ -139,7 +142,13 @@ class Broadcaster:
     def send(self, manifest: WeightManifest, version: Version) -> None:
         """Send what has been announced, if it was with a broadcast; returns at once."""
         if manifest.broadcast is not None and self._sender is not None:
+            self._sending = Path(manifest.path).name
             self._task = asyncio.create_task(self._send(self._sender, manifest, version))
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of the folders that must stay: what is being sent is read, and pulled by members that do not receive it."""
+        return [self._sending] if self._sending else []
 
     async def _make(self, lives: dict[str, Life]) -> None:
         await self._end_sender()
@@ -189,6 +198,8 @@ class Broadcaster:
             self.n_sent += 1
             self._n_fruitless = 0
             self._log.info("broadcast", version=str(version), n_bytes=sent.n_bytes, elapsed_s=sent.elapsed_ns / 1e9)
+        finally:
+            self._sending = ""
 
     def _failed(self) -> None:
         """The next sender is not started at once: its imports take the processor from training, and it may fail like this one."""

@@ -10,8 +10,8 @@ import structlog
 
 from actors.runtime.bus import Bus
 from actors.runtime.platform import Platform
-from actors.runtime.transfer.transfer import SpoiledServerError, Transfer, WeightReceiver
-from asearch.errors import ChecksumError, EngineError, StorageError, TransferError, WeightsGoneError
+from actors.runtime.transfer.transfer import LostVersionError, SpoiledServerError, Transfer, WeightReceiver
+from asearch.errors import AsearchError, ChecksumError, EngineError, StorageError, TransferError, WeightsGoneError
 from schemas.events import PolicyPublished
 
 MAX_LOADS = 5
@@ -20,6 +20,8 @@ RETRY_S = 1.0
 """Wait after the first failure; it doubles with every further one in a row."""
 MAX_RETRY_S = 30.0
 KEPT_PAUSES = 1000
+NEWER_S = 30.0
+"""How long a newer version may take to be announced once one was deleted while it was loaded."""
 
 
 class PausingServer(WeightReceiver, Protocol):
@@ -159,15 +161,7 @@ class PolicyFollower:
         paused_s = self._platform.monotonic()
         self._is_loading = True
         try:
-            await server.pause("retract")
-            try:
-                await self._transfer.load(server, published)
-            except SpoiledServerError:
-                raise  # generation stays suspended for good
-            except BaseException:
-                await server.resume()
-                raise
-            await server.resume()
+            published = await self._exchange(server, published)
         finally:
             self._is_loading = False
         if server is not self._server:
@@ -178,3 +172,37 @@ class PolicyFollower:
         self._n_updates += 1
         await self._heard(published)
         await self._platform.fault("engine.loaded")
+
+    async def _exchange(self, server: PausingServer, published: PolicyPublished) -> PolicyPublished:
+        """Load in a pause; returns what the server has at its end. Raises SpoiledServerError while it is suspended for good."""
+        await server.pause("retract")
+        try:
+            await self._transfer.load(server, published)
+        except LostVersionError as error:
+            published = await self._make_up(server, error)
+        except SpoiledServerError:
+            raise
+        except BaseException:
+            await server.resume()
+            raise
+        await server.resume()
+        return published
+
+    async def _make_up(self, server: PausingServer, lost: LostVersionError) -> PolicyPublished:
+        """Load the version for which another one was deleted, into a server whose weights are mixed.
+
+        Raises SpoiledServerError.
+        """
+        self._log.warning("a newer version is loaded instead", error=str(lost))
+        while True:
+            try:
+                async with asyncio.timeout(NEWER_S):
+                    published = await self._newest.get()
+                await self._transfer.prepare(server, published)
+                await self._transfer.load(server, published)
+            except (WeightsGoneError, LostVersionError):
+                continue  # there is one that is newer still
+            except (AsearchError, TimeoutError) as error:
+                why = str(error) or f"none was announced within {NEWER_S:g} s"
+                raise SpoiledServerError(f"{lost}; a newer version was not loaded either: {why}") from error
+            return published

@@ -19,6 +19,10 @@ class SpoiledServerError(EngineError):
     """The server's weights are neither the old nor the new ones: it must not serve."""
 
 
+class LostVersionError(SpoiledServerError):
+    """The new ones are not to be had any more; a newer version that is loaded whole makes the server sound again."""
+
+
 class Transfer(Protocol):
     """Brings announced versions to one engine. One version at a time."""
 
@@ -33,7 +37,8 @@ class Transfer(Protocol):
     async def load(self, server: WeightReceiver, published: PolicyPublished) -> None:
         """Give what was prepared to the server, whose generation is paused.
 
-        Raises EngineError; the server then has what it had, unless it is a SpoiledServerError.
+        Raises EngineError; the server then has what it had, unless it is a SpoiledServerError (LostVersionError if the
+        version was deleted meanwhile).
         """
         ...
 
