@@ -29,7 +29,7 @@ def check_way(way: str) -> str:
     """The way, if there is one of that name. Raises ConfigError."""
     if way not in WAYS:
         raise ConfigError(
-            f"engine.transfer is {way!r}; it is 'shared' (the default: a folder that trainer and engines see) "
+            f"engine.transfer is {way!r}; it is 'shared' (the default: a folder that trainer and engines see), "
             "'http' (pulled from the trainer's host) or 'broadcast' (a collective; http where it fails)"
         )
     return way
