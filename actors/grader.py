@@ -72,7 +72,9 @@ class Grader(Actor):
             generated = event.generated
             if event.generated_blob is not None:
                 generated = decode_generated(await self.bus.get_blob(event.generated_blob))
-            record = GradeRecord(generations=generated, answer=event.answer, tool_log=event.tool_log)
+            record = GradeRecord(
+                generations=generated, answer=event.answer, tool_log=event.tool_log, n_tokens=event.n_tokens_generated
+            )
             reward = grade(record, key, self._config)
         except GradingError as error:
             return dropped(event, at_ns, "grader_outage", str(error))

@@ -47,7 +47,7 @@ def load_settings(recipe: str, overrides: Iterable[str] = (), values: Mapping[st
     """
     tree = _read_recipe(recipe)
     tree.setdefault("recipe", recipe_name(recipe))
-    return _overridden(tree, overrides, values or {})
+    return _decided(_overridden(tree, overrides, values or {}))
 
 
 def change_settings(settings: Settings, overrides: Iterable[str], values: Mapping[str, object] | None = None) -> Settings:
@@ -69,6 +69,14 @@ def _overridden(tree: Tree, overrides: Iterable[str], values: Mapping[str, objec
     for path, value in given:
         _put(tree, path, value)
     return decode_settings(tree)
+
+
+def _decided(settings: Settings) -> Settings:
+    """The settings with what the objective decides: a run says it, so that whoever reads its outcomes need not derive it."""
+    if settings.run.equal_rewards is not None:
+        return settings
+    decided = "keep" if settings.trainer.algorithm.equal_rewards_teach else "discard"
+    return msgspec.structs.replace(settings, run=msgspec.structs.replace(settings.run, equal_rewards=decided))
 
 
 def _leave_objective(tree: Tree, path: str, objective: object) -> None:

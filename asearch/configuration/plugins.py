@@ -6,8 +6,6 @@ from asearch.configuration.settings import Settings
 from asearch.learning.advantages import estimators
 from asearch.learning.normalisation import normalisations
 from asearch.learning.presets import PRESETS
-from asearch.rewards.grader import REWARDS
-from asearch.rewards.normalise import NORMALISERS
 from asearch.training.settings import TrainerSettings
 
 
@@ -17,9 +15,7 @@ def check_plugins(settings: Settings) -> None:
     AGENTS.get(agent.name)
     CODECS.get(agent.codec)
     CONTEXTS.get(agent.context)
-    REWARDS.get(settings.rewards.name)
-    if settings.rewards.normalise is not None:
-        NORMALISERS.get(settings.rewards.normalise)
+    settings.rewards.config()
     for trainer in (settings.trainer, settings.warmstart.trainer):
         _check_trainer(trainer)
 

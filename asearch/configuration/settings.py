@@ -1,5 +1,7 @@
 """Every setting of a run, with its default. A recipe is a TOML file with these tables; unknown keys are refused."""
 
+from typing import Literal
+
 import msgspec
 
 from asearch.agents.settings import AgentSettings
@@ -32,6 +34,12 @@ class RunSettings(Table, frozen=True, kw_only=True):
     """How often the group of a slot may be replaced when it carries no signal or is incomplete."""
     min_graded: int | None = None
     """Graded members that a group needs; unset means all."""
+    equal_rewards: Literal["discard", "keep"] | None = None
+    """What becomes of a group whose rewards are all equal: discarded and replaced, as in DAPO's dynamic sampling, or trained.
+
+    Unset, a new run takes what its objective needs: `keep` where such a group has advantages, which is under `gae` and where
+    advantages are normalised over the batch, else `discard`.
+    """
     max_empty_steps: int = 20
     """Empty steps in a row after which the run ends with an error."""
     max_groups_in_flight: int = 96
@@ -101,12 +109,22 @@ class RewardSettings(Table, frozen=True, kw_only=True):
     normalise: str | None = None
     """Normalisation variant; unset means the one of the reward's source."""
     aug_weight: float = AUG_WEIGHT
+    overlong_tokens: int = 0
+    """Generated tokens of an episode at which its reward is lowered by 1 (DAPO's L_max); 0 is no punishment of length."""
+    overlong_cache_tokens: int = 0
+    """Over how many tokens before that the punishment grows from 0 (DAPO's L_cache)."""
     permute: bool = False
     """Shuffle the rewards of each batch: a control that must learn nothing."""
 
     def config(self) -> RewardConfig:
-        """What a grader is given. Raises ConfigError for an unknown name."""
-        return RewardConfig(name=self.name, normalise=self.normalise, aug_weight=self.aug_weight)
+        """What a grader is given. Raises ConfigError for an unknown name or impossible numbers."""
+        return RewardConfig(
+            name=self.name,
+            normalise=self.normalise,
+            aug_weight=self.aug_weight,
+            overlong_tokens=self.overlong_tokens,
+            overlong_cache_tokens=self.overlong_cache_tokens,
+        )
 
 
 class ToolSettings(Table, frozen=True, kw_only=True):

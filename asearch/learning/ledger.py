@@ -17,18 +17,23 @@ from schemas.events import EpisodeGraded, Outcome
 from schemas.records import Interval
 
 SIGNAL = 1e-6
-"""Rewards of a group that differ by no more carry no signal for a group-relative advantage."""
+"""Rewards of a group that differ by no more are equal: they carry no signal for a group-relative advantage."""
 
 
 @dataclass(frozen=True)
 class LedgerRules:
-    """What the fold depends on besides the outcomes. `min_graded` None means every member of the group."""
+    """What the fold depends on besides the outcomes.
+
+    `min_graded` None means every member of the group. `equal_rewards` says of a group whose rewards are equal whether it is
+    discarded (`no_signal`) or kept.
+    """
 
     groups_per_step: int
     max_refills: int
     eta: int
     rule: str = "mask"
     min_graded: int | None = None
+    equal_rewards: str = "discard"
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,7 @@ class Ledger:
         ):
             return "stale"
         rewards = [outcome.reward.value for outcome in graded]
-        if max(rewards) - min(rewards) <= SIGNAL:
+        if self.rules.equal_rewards == "discard" and max(rewards) - min(rewards) <= SIGNAL:
             return "no_signal"
         return None
 

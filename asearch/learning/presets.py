@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from asearch.learning.advantages import GAE
+
 OldPolicy = Literal["proximal", "behaviour"]
 Level = Literal["none", "token", "sequence"]
 RejectionLevel = Literal["none", "token", "sequence", "geometric"]
@@ -42,8 +44,23 @@ class Algorithm(msgspec.Struct, frozen=True, kw_only=True):
     rejection_low: float = 0.0
     kl_coefficient: float = 0.0
     kl_estimator: KlEstimator = "k3"
+    entropy_coefficient: float = 0.0
     gamma: float = 1.0
     gae_lambda: float = 1.0
+
+    @property
+    def equal_rewards_teach(self) -> bool:
+        """Whether the episodes of a group whose rewards are all equal have advantages.
+
+        A critic's advantages are not relative to the group; those that are get away from 0 where they are shifted by the mean
+        over the tokens of the batch.
+        """
+        return self.advantage == GAE or self.normalise_advantages
+
+    @property
+    def always_teaches(self) -> bool:
+        """Whether tokens whose advantage is 0 are learned from, too: by a critic, a divergence or the entropy."""
+        return self.advantage == GAE or self.kl_coefficient > 0 or self.entropy_coefficient > 0
 
     def rejection_bounds(self) -> tuple[float, float]:
         """Lowest and highest ratio that is trained. A bound of 0 stands for the level's usual one, below for its inverse."""

@@ -12,4 +12,6 @@ def ledger_rules(run: RunSettings) -> LedgerRules:
         eta=run.eta,
         rule=run.rule,
         min_graded=run.min_graded,
+        # A run that was begun before it could say so discards.
+        equal_rewards=run.equal_rewards or "discard",
     )

@@ -14,6 +14,7 @@ from asearch.registry import Registry
 from asearch.rewards.answer import AUG_WEIGHT, Score, best, best_with_aug, cover_text, cover_words, exact_match, f1
 from asearch.rewards.format import format_score, last_answer
 from asearch.rewards.normalise import ASEARCHER, NORMALISERS, SQUAD, Normaliser
+from asearch.rewards.overlong import overlong
 from schemas.records import AnswerKey, Reward, RewardItem, ToolUse
 
 
@@ -23,6 +24,8 @@ class GradeRecord(msgspec.Struct, frozen=True, kw_only=True):
     generations: list[str]
     answer: str | None
     tool_log: list[ToolUse] = []
+    n_tokens: int = 0
+    """Tokens of all generations."""
 
 
 class RewardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,6 +34,10 @@ class RewardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     name: str = "f1_format"
     normalise: str | None = None
     aug_weight: float = AUG_WEIGHT
+    overlong_tokens: int = 0
+    """Generated tokens of an episode at which the soft overlong punishment is whole; 0 is no punishment."""
+    overlong_cache_tokens: int = 0
+    """Over how many tokens before that it grows."""
 
     def __post_init__(self) -> None:
         REWARDS.get(self.name)
@@ -38,10 +45,17 @@ class RewardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             NORMALISERS.get(self.normalise)
         if not 0.0 <= self.aug_weight <= 1.0:
             raise ConfigError(f"rewards.aug_weight must be in [0, 1], not {self.aug_weight}.")
+        if self.overlong_tokens < 0:
+            raise ConfigError(f"rewards.overlong_tokens must be 0 or more, not {self.overlong_tokens}.")
+        if self.overlong_tokens and not 1 <= self.overlong_cache_tokens <= self.overlong_tokens:
+            raise ConfigError(
+                f"rewards.overlong_cache_tokens must be from 1 to rewards.overlong_tokens ({self.overlong_tokens}), "
+                f"not {self.overlong_cache_tokens}."
+            )
 
 
 RewardFunction = Callable[[GradeRecord, AnswerKey, RewardConfig], list[RewardItem]]
-"""The parts of a reward; its value is the sum of their values times their weights."""
+"""The parts of a reward; its value is the sum of their values times their weights, and of the punishment of length."""
 
 REWARDS: Registry[RewardFunction] = Registry("reward")
 
@@ -55,6 +69,9 @@ def grade(record: GradeRecord, key: AnswerKey, config: RewardConfig) -> Reward:
         raise GradingError(f"Task {key.task!r} has no answers to compare with. Give its line an `answer`.")
     _refuse_foreign_answer(record, key)
     items = REWARDS.get(config.name)(record, key, config)
+    if config.overlong_tokens:
+        punishment = overlong(record.n_tokens, config.overlong_tokens, config.overlong_cache_tokens)
+        items = [*items, RewardItem(name="overlong", value=punishment)]
     value = sum(item.value * item.weight for item in items)
     if not all(map(math.isfinite, [value, *(x for item in items for x in (item.value, item.weight))])):
         raise GradingError(f"The reward {config.name!r} of task {key.task!r} is not finite: {items}.")

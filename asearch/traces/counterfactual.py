@@ -157,4 +157,5 @@ def turns_of(state: EpisodeState, from_turn: int = 0) -> list[Turn]:
 def grade_record(state: EpisodeState) -> GradeRecord:
     """What a grader reads of an episode that has ended."""
     answer = state.finished.answer if state.finished is not None else None
-    return GradeRecord(generations=list(state.generated), answer=answer, tool_log=list(state.tool_log))
+    n_generated = sum(n_tokens(piece.ids) for piece in state.pieces if piece.own)
+    return GradeRecord(generations=list(state.generated), answer=answer, tool_log=list(state.tool_log), n_tokens=n_generated)

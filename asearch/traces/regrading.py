@@ -42,7 +42,10 @@ def regrade(record: EpisodeRecord, key: AnswerKey, config: RewardConfig) -> Rewa
     finished, generated = record.finished, record.generated
     if finished is None or generated is None:
         raise GradingError(f"what episode {record.episode} generated is not recorded in full, so it cannot be graded")
-    return grade(GradeRecord(generations=generated, answer=finished.answer, tool_log=finished.tool_log), key, config)
+    graded = GradeRecord(
+        generations=generated, answer=finished.answer, tool_log=finished.tool_log, n_tokens=finished.n_tokens_generated
+    )
+    return grade(graded, key, config)
 
 
 def row_of(outcome: EpisodeGraded, new: Reward) -> RegradedEpisode:

@@ -305,7 +305,9 @@ class _Replay:
         if key is None or rewards is None:
             return False
         try:
-            record = GradeRecord(generations=told.generated, answer=told.answer, tool_log=told.tool_log)
+            record = GradeRecord(
+                generations=told.generated, answer=told.answer, tool_log=told.tool_log, n_tokens=told.n_tokens_generated
+            )
             self._same(outcome, reward=grade(record, key, rewards), correct=is_correct(told.answer, key))
         except GradingError as error:
             self._differ(outcome, "reward", outcome.reward, str(error))

@@ -42,7 +42,9 @@ class Batch:
     advantages: list[float] = field(default_factory=lambda: [])
     """By episode number."""
     by_token: bool = False
-    """Whether a critic makes advantages of what `advantages` holds, the rewards: then 0 is a signal too."""
+    """Whether a critic makes advantages of what `advantages` holds, the rewards."""
+    always_teaches: bool = False
+    """Whether tokens whose advantage is 0 are learned from, too."""
     staleness: Counter[int] = field(default_factory=lambda: Counter())
     """Trained tokens by staleness."""
     masked: list[int] = field(default_factory=lambda: [])
@@ -59,12 +61,16 @@ class Batch:
 
     def has_signal(self, sequences: Sequence[TrainingSequence]) -> bool:
         """Whether anything can be learned from `sequences`."""
-        return any(self.by_token or self.advantages[s.episode] != 0.0 for s in sequences)
+        return any(self.always_teaches or self.advantages[s.episode] != 0.0 for s in sequences)
 
 
 def compose(command: TrainStep, objective: Objective, settings: TrainerSettings) -> Batch:
     """Read the segments of `command`. Raises TrainingError for anything that must not be learned from."""
-    batch = Batch(by_token=objective.uses_advantages and settings.algorithm.advantage == GAE)
+    algorithm = settings.algorithm
+    batch = Batch(
+        by_token=objective.uses_advantages and algorithm.advantage == GAE,
+        always_teaches=objective.uses_advantages and algorithm.always_teaches,
+    )
     for number, group in enumerate(command.groups):
         for episode in group.episodes:
             if not math.isfinite(episode.reward):

@@ -90,7 +90,7 @@ class Learner(Trainable):
             found = shared_logprobs(logits_NV, batch.held_targets, self._vocabulary, with_entropy)
         if batch.held is None:
             return found
-        return whole_tokens(found[0], batch.held), whole_tokens(found[1], batch.held).detach()
+        return whole_tokens(found[0], batch.held), whole_tokens(found[1], batch.held)
 
     def _loss(self, seen: list[Tensor] | None, batch: MicroBatch, logits_NV: Tensor) -> tuple[Tensor, Tensor, Sums]:
         logprobs_N, entropy_N = self._token_logprobs(batch, logits_NV)
@@ -107,9 +107,11 @@ class Learner(Trainable):
             episode_N=batch.episode_N,
             group_N=batch.group_N,
             reference_N=proximal_N if batch.is_dummy and self.reference is not None else batch.reference_N,
+            entropy_N=entropy_N,
         )
         result = policy_loss(self.objective, tokens, self.algorithm)
         loss = (result.loss_N * batch.weights_N).sum()
+        entropy_N = entropy_N.detach()
         sums = {"loss": loss.detach(), "logprob": logprobs_N.detach().sum(), "entropy": entropy_N.sum(), **result.sums}
         if self.objective.uses_advantages:
             sums |= policy_diagnostics(tokens, entropy_N)

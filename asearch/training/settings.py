@@ -54,6 +54,8 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     kl_coefficient: float | None = None
     """Weight in the loss of the divergence from the reference policy; above 0 a frozen copy of the first weights is held."""
     kl_estimator: KlEstimator | None = None
+    entropy_coefficient: float | None = None
+    """Weight in the loss of the policy's entropy at each loss token, which it raises."""
     normalisation: str | None = None
     constant_length: int | None = None
     """Tokens that the normalisation `constant` divides by."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup, ReduceOp
 
-from asearch.learning.logprobs import ROWS
+from asearch.learning.logprobs import ROWS, entropy_gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +71,27 @@ class _SharedLogprobs(torch.autograd.Function):
         logprobs_N = target_N - total_N.log()
         entropy_N = total_N.log() - weighted_N / total_N if with_entropy else torch.zeros_like(total_N)
         ctx.n_ids = share.n_ids
-        ctx.save_for_backward(logits_NV, total_N, local_N, here_N)
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.save_for_backward(logits_NV, total_N, local_N, here_N, entropy_N)
+        ctx.set_materialize_grads(False)
+        if not with_entropy:
+            ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor | None) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        powers_NV, total_N, local_N, here_N = cast("tuple[Tensor, ...]", ctx.saved_tensors)
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_N: Tensor | None, entropy_grad_N: Tensor | None
+    ) -> tuple[Tensor, None, None, None]:
+        powers_NV, total_N, local_N, here_N, entropy_N = cast("tuple[Tensor, ...]", ctx.saved_tensors)
         grad_NV = torch.zeros_like(powers_NV)
         ids_NV = powers_NV[:, : ctx.n_ids]
-        for start in range(0, grad_N.shape[0], ROWS):
+        for start in range(0, total_N.shape[0], ROWS):
             rows = slice(start, start + ROWS)
             chunk = grad_NV[rows, : ctx.n_ids]
-            torch.mul(ids_NV[rows], (-grad_N[rows] / total_N[rows])[:, None].to(powers_NV.dtype), out=chunk)
-            if ctx.n_ids:
-                chunk.scatter_add_(1, local_N[rows, None], (grad_N[rows] * here_N[rows])[:, None].to(powers_NV.dtype))
+            if grad_N is not None:
+                torch.mul(ids_NV[rows], (-grad_N[rows] / total_N[rows])[:, None].to(powers_NV.dtype), out=chunk)
+                if ctx.n_ids:
+                    chunk.scatter_add_(1, local_N[rows, None], (grad_N[rows] * here_N[rows])[:, None].to(powers_NV.dtype))
+            if entropy_grad_N is not None:
+                probs_NV = ids_NV[rows].float() / total_N[rows, None]
+                chunk += entropy_gradient(probs_NV, entropy_N[rows], entropy_grad_N[rows]).to(powers_NV.dtype)
         return grad_NV, None, None, None

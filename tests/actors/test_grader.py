@@ -3,6 +3,7 @@
 from structlog.testing import capture_logs
 
 from actors.grader import Grader
+from asearch.configuration.settings import RewardSettings, Settings
 from schemas.events import AnswerKeyStored, EpisodeDead, EpisodeDropped, EpisodeFinished, EpisodeGraded
 from schemas.records import AnswerKey, BlobRef, ToolUse
 from tests.actors.conftest import Stage
@@ -44,6 +45,19 @@ async def test_right_and_wrong_answers_get_their_rewards(stage: Stage) -> None:
     found = {event.episode: event for event in await stage.wait_for("outcomes", EpisodeGraded, n=2)}  # type: ignore[attr-defined]
     assert (found["e1"].reward.value, found["e1"].correct) == (1.0, True)  # type: ignore[attr-defined]
     assert (found["e2"].reward.value, found["e2"].correct) == (0.0, False)  # type: ignore[attr-defined]
+
+
+async def test_long_episodes_are_punished_by_the_tokens_that_were_generated(stage: Stage) -> None:
+    punished = Settings(rewards=RewardSettings(name="em", overlong_tokens=11, overlong_cache_tokens=4))
+    plan = await stage.connect("scheduler")
+    await plan.append(AnswerKeyStored(id="key-task", key=AnswerKey(task="task", answers=["red"])), "task")
+    await stage.start(Grader(await stage.context("grader-0", punished)))
+    driver = await stage.connect("driver")
+    for name, n_tokens in (("e1", 7), ("e2", 9), ("e3", 12)):
+        await driver.append(finished(name, n_tokens_generated=n_tokens), name)
+    found = {event.episode: event for event in await stage.wait_for("outcomes", EpisodeGraded, n=3)}  # type: ignore[attr-defined]
+    assert {name: event.reward.value for name, event in found.items()} == {"e1": 1.0, "e2": 0.5, "e3": 0.0}  # type: ignore[attr-defined]
+    assert all(event.correct for event in found.values())  # type: ignore[attr-defined]
 
 
 async def test_every_outcome_is_a_line_of_the_log(stage: Stage) -> None:

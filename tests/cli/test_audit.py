@@ -326,6 +326,7 @@ def _tell(draw: st.DrawFn) -> tuple[Story, _Trainer]:
         group_size=draw(st.integers(1, 3)),
         max_refills=draw(st.integers(0, 2)),
         min_graded=draw(st.sampled_from([None, 1, 2])),
+        equal_rewards=draw(st.sampled_from([None, "discard", "keep"])),
         eta=20,
     )
     story = Story(settings=Settings(run=table))

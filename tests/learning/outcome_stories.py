@@ -171,6 +171,7 @@ def rules_of(draw: random.Random, steps: int = 4) -> PlanRules:
         eta=draw.randint(0, 3),
         rule=draw.choice(["mask", "discard", "keep"]),
         min_graded=draw.choice([None, 1, size]),
+        equal_rewards=draw.choice(["discard", "discard", "keep"]),
     )
     return PlanRules(
         steps=steps,

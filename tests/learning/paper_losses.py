@@ -31,6 +31,11 @@ class Output:
         exps = [torch.exp(x) for x in self.logits[t]]
         return torch.log(exps[self.tokens[t]] / sum(exps, start=torch.zeros((), dtype=torch.float64)))
 
+    def entropy(self, t: int) -> Scalar:
+        exps = [torch.exp(x) for x in self.logits[t]]
+        total = sum(exps, start=zero())
+        return -sum((e / total * torch.log(e / total) for e in exps), start=zero())
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -181,6 +186,14 @@ def with_square_kl(batch: Batch, beta: float) -> Scalar:
             penalty = penalty + (o.log_p(t) - o.reference[t]) ** 2 / 2
             n += 1
     return decoupled(batch, lambda o, t: 1.0) + beta * penalty / n
+
+
+def mean_entropy(batch: Batch, normalised: str) -> Scalar:
+    """Over all tokens, or over sequences of the mean over their tokens."""
+    by_sequence = [[o.entropy(t) for t in range(len(o))] for o in batch]
+    if normalised == "sequence":
+        return sum((sum(row, start=zero()) / len(row) for row in by_sequence), start=zero()) / len(by_sequence)
+    return sum((h for row in by_sequence for h in row), start=zero()) / sum(map(len, by_sequence))
 
 
 def token_ratio(o: Output, t: int) -> float:

@@ -1,6 +1,8 @@
 import random
 from collections import Counter
+from dataclasses import replace
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,4 +168,18 @@ def test_the_rule_discard_judges_at_the_step_at_hand() -> None:
 
 def test_the_rules_come_from_the_run() -> None:
     run = RunSettings(groups_per_step=3, max_refills=2, eta=1, rule="keep", min_graded=2)
-    assert ledger_rules(run) == LedgerRules(groups_per_step=3, max_refills=2, eta=1, rule="keep", min_graded=2)
+    rules = LedgerRules(groups_per_step=3, max_refills=2, eta=1, rule="keep", min_graded=2)
+    assert ledger_rules(run) == rules
+    for said in ("discard", "keep"):
+        assert ledger_rules(msgspec.structs.replace(run, equal_rewards=said)) == replace(rules, equal_rewards=said)
+
+
+def test_groups_of_equal_rewards_are_trained_where_the_rules_say_so() -> None:
+    ledger = Ledger(replace(RULES, equal_rewards="keep"))
+    assert fold_group(ledger, 1, 0, [1.0, 1.0]) == []
+    (closed,) = fold_group(ledger, 3, 1, [0.0, 1.0])
+    assert [verdict.reason for verdict in closed.verdicts] == [None, None]
+    assert [group[0].group for group in closed.groups] == ["t-0-0", "t-1-0"]
+    assert list(ledger.counted) == [1, 2, 3, 4]
+    # Incomplete is incomplete.
+    assert fold_group(ledger, 5, 2, [1.0, None]) == [Refill(2, 1, "t-2-0")]

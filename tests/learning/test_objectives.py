@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asearch.configuration.loading import change_settings, load_settings
 from asearch.errors import ConfigError
+from asearch.learning.advantages import GAE, estimators, whiten
 from asearch.learning.gae import gae
 from asearch.learning.logprobs import ROWS, token_logprobs
 from asearch.learning.objectives import LossTokens, merge, objectives, policy_diagnostics, policy_loss
@@ -229,22 +230,35 @@ def test_diagnostics() -> None:
     assert merged["logprob_difference_max"].item() == pytest.approx(3.0)
 
 
+def entropy_of(logits: Tensor) -> Tensor:
+    values = torch.log_softmax(logits, -1)
+    return -(values.exp() * values).sum(-1)
+
+
 @pytest.mark.parametrize("n", [1, 7, ROWS + 5])
 def test_log_probabilities_entropies_and_gradients_match_torch(n: int) -> None:
     generator = torch.Generator().manual_seed(n)
     weight = torch.randn(11, 4, generator=generator, requires_grad=True)
     hidden = torch.randn(n, 4, generator=generator) * 3
     targets = torch.randint(0, 11, (n,), generator=generator)
-    upstream = torch.randn(n, generator=generator)
+    upstream = torch.randn(2, n, generator=generator)
 
-    def gradient(logprobs: Tensor) -> Tensor:
-        return torch.autograd.grad((logprobs * upstream).sum(), weight)[0]
+    def gradient(*values: Tensor) -> Tensor:
+        return torch.autograd.grad(sum((v * u).sum() for v, u in zip(values, upstream, strict=False)), weight)[0]
 
     expected = torch.log_softmax(hidden @ weight.t(), -1)
+    chosen = expected.gather(1, targets[:, None]).squeeze(1)
     logprobs, entropy = token_logprobs(hidden @ weight.t(), targets)
-    torch.testing.assert_close(logprobs, expected.gather(1, targets[:, None]).squeeze(1))
-    torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1))
-    torch.testing.assert_close(gradient(logprobs), gradient(expected.gather(1, targets[:, None]).squeeze(1)))
+    torch.testing.assert_close(logprobs, chosen)
+    torch.testing.assert_close(entropy, entropy_of(hidden @ weight.t()))
+    torch.testing.assert_close(gradient(logprobs), gradient(chosen))
+    logits = hidden @ weight.t()
+    plain = torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(
+        gradient(*token_logprobs(hidden @ weight.t(), targets)), gradient(plain, entropy_of(logits)), rtol=1e-4, atol=1e-4
+    )
+    (alone,) = torch.autograd.grad(token_logprobs(hidden @ weight.t(), targets)[1].sum(), weight)
+    torch.testing.assert_close(alone, torch.autograd.grad(entropy_of(hidden @ weight.t()).sum(), weight)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_another_objective_than_the_recipes_takes_nothing_of_the_recipes() -> None:
@@ -258,3 +272,24 @@ def test_another_objective_than_the_recipes_takes_nothing_of_the_recipes() -> No
     recorded = change_settings(load_settings("toy"), ["trainer.objective=rloo"]).trainer
     assert recorded.algorithm == preset("rloo")
     assert recorded.lr == toy.lr
+
+
+def test_groups_of_equal_rewards_are_kept_where_they_have_advantages() -> None:
+    kept = {name for name in PRESETS if load_settings("toy", [f"trainer.objective={name}"]).run.equal_rewards == "keep"}
+    assert kept == {"ppo", "reinforce_plus_plus_baseline"}
+    for name in sorted(PRESETS.keys() - {"sft"}):
+        algorithm = preset(name)
+        # Two groups, of which the second has equal rewards and more tokens.
+        rewards, n_tokens = [[0.0, 1.0], [1.0, 1.0]], [[3, 2], [4, 5]]
+        advantages = estimators.get(algorithm.advantage)(rewards)
+        if algorithm.normalise_advantages and algorithm.advantage != GAE:
+            advantages = whiten(advantages, n_tokens)
+        assert any(advantages[1]) == algorithm.equal_rewards_teach == (name in kept), name
+    assert load_settings("toy", ["trainer.normalise_advantages=true"]).run.equal_rewards == "keep"
+    assert load_settings("toy", ["trainer.objective=ppo", "run.equal_rewards=discard"]).run.equal_rewards == "discard"
+    assert load_settings("toy", ["trainer.kl_coefficient=0.1", "run.equal_rewards=keep"]).run.equal_rewards == "keep"
+    with pytest.raises(ConfigError, match="equal_rewards"):
+        load_settings("toy", ["run.equal_rewards=drop"])
+    # What a run was begun with stands.
+    begun = load_settings("toy")
+    assert change_settings(begun, ["trainer.objective=ppo"]).run == begun.run

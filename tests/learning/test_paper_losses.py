@@ -85,7 +85,7 @@ def ours(
         return torch.tensor(values, dtype=torch.float32)
 
     parameter = column(data.logits_NV).requires_grad_()
-    logprobs_N, _ = token_logprobs(parameter * 1.0, torch.from_numpy(data.targets_N))
+    logprobs_N, entropy_N = token_logprobs(parameter * 1.0, torch.from_numpy(data.targets_N))
     if advantages_N is None:
         advantages_N = column(data.advantages(algorithm))[segment_N]
     tokens = LossTokens(
@@ -97,6 +97,7 @@ def ours(
         episode_N=segment_N,
         group_N=torch.tensor([group for group, _ in data.members])[segment_N],
         reference_N=column(data.reference_N),
+        entropy_N=entropy_N,
     )
     result = policy_loss(objectives.get(name), tokens, algorithm)
     weigh = normalisations.get(algorithm.normalisation)
@@ -197,6 +198,20 @@ def test_the_divergence_from_a_reference_is_added_outside_the_weight() -> None:
     assert float(result.sums["kl_reference"]) > 0
     square = Algorithm(correction="none", kl_coefficient=0.3, kl_estimator="k2")
     error_of(Sampled(), "decoupled_ppo", square, lambda batch: paper.with_square_kl(batch, 0.3))
+
+
+@pytest.mark.parametrize(("name", "normalised"), [("decoupled_ppo", "token"), ("grpo", "sequence")])
+def test_the_entropy_is_taken_off_outside_the_weight(name: str, normalised: str) -> None:
+    algorithm = msgspec.structs.replace(preset(name), entropy_coefficient=0.7, correction="none", normalisation=normalised)
+    plain = msgspec.structs.replace(algorithm, entropy_coefficient=0.0)
+
+    def expected(batch: paper.Batch) -> Tensor:
+        whole = paper.decoupled(batch, lambda o, t: 1.0) if name == "decoupled_ppo" else paper.grpo(batch)
+        return whole - 0.7 * paper.mean_entropy(batch, normalised)
+
+    error_of(Sampled(), name, algorithm, expected)
+    with pytest.raises(AssertionError):
+        error_of(Sampled(), name, plain, expected)
 
 
 def test_ppo_with_a_critic_is_its_equations() -> None:

@@ -38,6 +38,8 @@ def reason_of(outcomes: list[Outcome], rules: LedgerRules, step: int) -> str | N
     oldest = [outcome.oldest.step for outcome in outcomes if isinstance(outcome, EpisodeGraded) and outcome.oldest]
     if rules.rule == "discard" and oldest and step - min(oldest) > rules.eta:
         return "stale"
+    if rules.equal_rewards == "keep":
+        return None
     return "no_signal" if max(rewards) - min(rewards) < 1e-5 else None
 
 

@@ -20,6 +20,7 @@ RULES = st.builds(
     eta=st.integers(0, 2),
     rule=st.sampled_from(["mask", "discard"]),
     min_graded=st.sampled_from([None, 1, 2]),
+    equal_rewards=st.sampled_from(["discard", "keep"]),
 )
 
 

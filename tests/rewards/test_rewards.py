@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from asearch.configuration.loading import load_settings
 from asearch.errors import ConfigError, GradingError
 from asearch.registry import Registry
 from asearch.rewards import grader
@@ -14,6 +15,7 @@ from asearch.rewards.answer import best_with_aug, cover_text, cover_words, exact
 from asearch.rewards.format import format_score, last_answer, well_formed
 from asearch.rewards.grader import REWARDS, GradeRecord, RewardConfig, grade, is_correct
 from asearch.rewards.normalise import ASEARCHER, DEEPRESEARCHER, SQUAD, Normaliser
+from asearch.rewards.overlong import overlong
 from schemas.records import AnswerKey, RewardItem, ToolUse
 
 VARIANTS = [SQUAD, ASEARCHER, DEEPRESEARCHER]
@@ -194,3 +196,27 @@ def test_no_page_text_changes_a_reward(page: list[str], answer: str, name: str):
     assume(hijacked is not None and not any(hijacked in text for text in plain.generations))
     with pytest.raises(GradingError, match="not in what the model generated"):
         grade(GradeRecord(generations=plain.generations, answer=hijacked), KEY, config)
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "punishment"),
+    [(0, 0.0), (60, 0.0), (61, -0.025), (80, -0.5), (99, -0.975), (100, -1.0), (101, -1.0), (10_000, -1.0)],
+)
+def test_the_soft_overlong_punishment_is_that_of_dapo(n_tokens: int, punishment: float):
+    """L_max 100, L_cache 40: nothing up to 60 tokens, -1 from 100 on (arXiv 2503.14476, Eq. 13)."""
+    assert overlong(n_tokens, 100, 40) == pytest.approx(punishment, abs=1e-12)
+    record = GradeRecord(generations=["<answer>Ana Korm</answer>"], answer="Ana Korm", n_tokens=n_tokens)
+    reward = grade(record, KEY, RewardConfig(name="em", overlong_tokens=100, overlong_cache_tokens=40))
+    assert reward.value == pytest.approx(1.0 + punishment)
+    assert [(item.name, item.weight) for item in reward.items] == [("em", 1.0), ("overlong", 1.0)]
+    assert reward.value == sum(item.value * item.weight for item in reward.items)
+    plain = grade(record, KEY, RewardConfig(name="em"))
+    assert [item.name for item in plain.items] == ["em"]
+
+
+@pytest.mark.parametrize("numbers", [(-1, 0), (100, 0), (100, 101), (100, -3)])
+def test_impossible_bounds_of_length_are_refused(numbers: tuple[int, int]):
+    with pytest.raises(ConfigError, match=r"rewards\.overlong_"):
+        RewardConfig(overlong_tokens=numbers[0], overlong_cache_tokens=numbers[1])
+    with pytest.raises(ConfigError, match=r"rewards\.overlong_"):
+        load_settings("toy", values={"rewards.overlong_tokens": numbers[0], "rewards.overlong_cache_tokens": numbers[1]})

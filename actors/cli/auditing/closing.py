@@ -73,7 +73,7 @@ def _judge(name: str, group: list[tuple[int, Outcome]], rules: Rules, step: int)
         reason = "group_incomplete"
     elif rules.rule == "discard" and step - min(steps_of_oldest, default=step) > rules.eta:
         reason = "stale"
-    elif max(rewards) - min(rewards) <= LEAST_SPREAD:
+    elif rules.equal_rewards != "keep" and max(rewards) - min(rewards) <= LEAST_SPREAD:
         reason = "no_signal"
     ungraded = tuple(sequence for sequence, outcome in group if not isinstance(outcome, EpisodeGraded))
     return Judged(name, reason, tuple(graded), ungraded, sum(outcome.n_tokens_generated for outcome in graded.values()))

@@ -58,6 +58,8 @@ class Rules(msgspec.Struct, frozen=True):
     rule: str
     max_refills: int
     min_graded: int | None = None
+    equal_rewards: str | None = None
+    """`discard` or `keep`; runs that do not say it discard."""
 
 
 class _Config(msgspec.Struct, frozen=True):

@@ -1,5 +1,6 @@
-"""The loss of a policy update: an objective's form, weighed by the correction, and the divergence from the reference."""
+"""The loss of a policy update: an objective's form, weighed by the correction, the divergence from the reference, the entropy."""
 
+from asearch.errors import TrainingError
 from asearch.learning.objectives.correction import correct
 from asearch.learning.objectives.kl import reference_kl
 from asearch.learning.objectives.tokens import LossTokens, Objective, ObjectiveLoss
@@ -7,9 +8,9 @@ from asearch.learning.presets import Algorithm
 
 
 def policy_loss(objective: Objective, tokens: LossTokens, algorithm: Algorithm) -> ObjectiveLoss:
-    """w·form + β·KL(π_θ ‖ π_ref) of each token, w of `correct` and β = `kl_coefficient`; the KL is not weighed (GRPO's Eq. 3).
+    """w·form + β·KL(π_θ ‖ π_ref) - c·H(π_θ) of each token, w of `correct`, β = `kl_coefficient`, c = `entropy_coefficient`.
 
-    A supervised objective is its form alone.
+    KL (GRPO's Eq. 3) and entropy (PPO, arXiv 1707.06347, Eq. 9) are not weighed. A supervised objective is its form alone.
     """
     form = objective.compute(tokens, algorithm)
     if not objective.uses_advantages:
@@ -27,4 +28,8 @@ def policy_loss(objective: Objective, tokens: LossTokens, algorithm: Algorithm) 
         sums["kl_reference"] = kl_N.detach().sum()
         if algorithm.kl_coefficient:
             loss_N = loss_N + algorithm.kl_coefficient * kl_N
+    if algorithm.entropy_coefficient:
+        if tokens.entropy_N is None:
+            raise TrainingError("the loss has an entropy, but that of the tokens was not given")
+        loss_N = loss_N - algorithm.entropy_coefficient * tokens.entropy_N
     return ObjectiveLoss(loss_N, sums)

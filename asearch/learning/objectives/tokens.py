@@ -32,6 +32,9 @@ class LossTokens:
     reference_N: Tensor | None = None
     """Under the reference policy, where there is one; carries no gradient."""
 
+    entropy_N: Tensor | None = None
+    """Of the policy that is trained, in nats; carries the gradient where the loss has an entropy."""
+
     def old_logprobs(self, algorithm: Algorithm) -> Tensor:
         """Log-probabilities (N,) under the policy that the ratio is taken against."""
         return self.proximal_N if algorithm.old_policy == "proximal" else self.behaviour_N
