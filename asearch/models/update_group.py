@@ -6,7 +6,6 @@ The group is one of its own beside torch's default group, which need not exist. 
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -18,9 +17,7 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.distributed_c10d import GroupName  # pyright: ignore[reportPrivateImportUsage]
 
 from asearch.errors import TransferError
-
-LOOPBACK = "127."
-_INTERFACE = "GLOO_SOCKET_IFNAME"
+from asearch.loopback import stay_on_loopback
 
 
 class UpdateGroup:
@@ -65,23 +62,17 @@ class UpdateGroup:
 
 def open_store(address: str, timeout_s: float) -> TCPStore:
     """Where members meet, at a free port of `address`; this process keeps it."""
-    _stay_on_loopback(address)
+    stay_on_loopback(address)
     return TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
 
 
 def reach_store(address: str, port: int, timeout_s: float) -> TCPStore:
     """The store that another process keeps. Raises TransferError."""
-    _stay_on_loopback(address)
+    stay_on_loopback(address)
     try:
         return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise TransferError(f"nobody keeps a group at {address}:{port}: {error}") from error
-
-
-def _stay_on_loopback(address: str) -> None:
-    """Gloo listens on the interface of the host's name unless it is told another one."""
-    if address.startswith(LOOPBACK):
-        os.environ.setdefault(_INTERFACE, "lo")
 
 
 def empty(dtype: str, shape: list[int], device: str) -> Tensor:

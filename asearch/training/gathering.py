@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
+from asearch.learning.packing import spread
 from asearch.models.config import ModelConfig
 from asearch.training.mapping import EMBEDDING, Position, global_name, is_divided, known_hf_names, merged
 
@@ -11,13 +12,12 @@ Gather = Callable[[Tensor, int], list[Tensor] | None]
 """Shards of a tensor, in order, on the tensor-parallel rank that is named; None on the others."""
 
 
-def spread(sizes: Sequence[int], n: int) -> list[int]:
-    """Which of `n` holders takes each of the things of `sizes`: in order, the one with the least so far. Same on every rank."""
-    held = [0] * n
-    chosen: list[int] = []
-    for size in sizes:
-        chosen.append(min(range(n), key=lambda holder: (held[holder], holder)))
-        held[chosen[-1]] += size
+def holders(sizes: Sequence[int], n: int) -> list[int]:
+    """Which of `n` holders takes each of the things of `sizes`, so that each gets about the same. Same on every rank."""
+    chosen = [0] * len(sizes)
+    for holder, share in enumerate(spread(sizes, n)):
+        for number in share:
+            chosen[number] = holder
     return chosen
 
 
@@ -32,7 +32,7 @@ def gathered(weights: Iterable[tuple[str, Tensor]], model: ModelConfig, position
     here = [(name, tensor) for name, tensor in here if name != EMBEDDING or place.pipeline_rank == 0]
     sizes = [tensor.numel() * (place.tensor_size if is_divided(name) else 1) for name, tensor in here]
     # Data-parallel replicas hold the same: each serves a part of the weights to its own tensor-parallel group.
-    owners = spread(sizes, place.tensor_size * position.n_replicas)
+    owners = holders(sizes, place.tensor_size * position.n_replicas)
     own: dict[str, Tensor] = {}
     for (name, tensor), owner in zip(here, owners, strict=True):
         replica, rank = divmod(owner, place.tensor_size)

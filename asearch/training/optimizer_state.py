@@ -9,7 +9,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from asearch.training.fragments import Part
-from asearch.training.gathering import spread
+from asearch.training.gathering import holders
 from asearch.training.mapping import EMBEDDING, global_name, is_divided
 from asearch.training.trainable import Trainable
 
@@ -91,7 +91,7 @@ def trained(model: Trainable) -> list[Trained]:
     """Every weight of this rank, in the order of the module. Replicas that hold the same agree on who writes what."""
     position, place = model.position, model.position.placement
     parameters = dict(model.module.named_parameters())
-    writers = spread([parameter.numel() for parameter in parameters.values()], position.n_replicas)
+    writers = holders([parameter.numel() for parameter in parameters.values()], position.n_replicas)
     states = _states(model)
     result: list[Trained] = []
     for (local, parameter), writer in zip(parameters.items(), writers, strict=True):
@@ -113,18 +113,18 @@ def trained(model: Trainable) -> list[Trained]:
 def _states(model: Trainable) -> dict[int, tuple[Tensor, int, int, torch.optim.Optimizer, bool]]:
     """By weight: what the optimizer works on, the range of the weight that it is, its optimizer, and whether others have more."""
     found: dict[int, tuple[Tensor, int, int, torch.optim.Optimizer, bool]] = {}
+    # Under bf16 the optimizer works on a float32 copy that hangs on the parameter.
+    weight_of = {id(getattr(each, "main_param", each)): each for each in model.module.parameters()}
     for part in cast("Any", model.optimizer).chained_optimizers:
         inner = cast("torch.optim.Optimizer", part.optimizer)
-        if isinstance(part, DistributedOptimizer):
-            ranges = cast("dict[torch.nn.Parameter, tuple[int, int]]", cast("Any", part).model_param_group_index_map)
-            for parameter, (group, order) in ranges.items():
-                span = cast("Any", part)._get_model_param_range_map(parameter)["param"]
-                found[id(parameter)] = (inner.param_groups[group]["params"][order], span.start, span.end, inner, True)
-    if found:
-        return found
-    holders = {id(p): inner for inner in model.inner_optimizers() for group in inner.param_groups for p in group["params"]}
-    for parameter in model.module.parameters():
-        # Under bf16 the optimizer works on a float32 copy that hangs on the parameter.
-        main = cast("Tensor", getattr(parameter, "main_param", parameter))
-        found[id(parameter)] = (main, 0, parameter.numel(), holders[id(main)], False)
+        if not isinstance(part, DistributedOptimizer):
+            for main in cast("list[Tensor]", [each for group in inner.param_groups for each in group["params"]]):
+                weight = weight_of[id(main)]
+                found[id(weight)] = (main, 0, weight.numel(), inner, False)
+            continue
+        # A rank may have a range of no weight at all, where ranks are many and weights few.
+        ranges = cast("dict[torch.nn.Parameter, tuple[int, int]]", cast("Any", part).model_param_group_index_map)
+        for parameter, (group, order) in ranges.items():
+            span = cast("Any", part)._get_model_param_range_map(parameter)["param"]
+            found[id(parameter)] = (inner.param_groups[group]["params"][order], span.start, span.end, inner, True)
     return found

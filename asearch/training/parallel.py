@@ -1,10 +1,7 @@
 """Process groups, seeds, and which part of the model and of the batch a rank has."""
 
-import contextlib
 import gc
-import ipaddress
 import logging
-import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +14,7 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed import ProcessGroup, ReduceOp
 
 from asearch.errors import ConfigError, TrainingError
+from asearch.loopback import stay_on_loopback
 from asearch.training.settings import TrainerSettings
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -70,7 +68,7 @@ class Store:
 
 def join(store: Store | None, address: str, port: int, rank: int, world_size: int) -> None:
     """Meet the other ranks; `store` is that of rank 0. Raises TrainingError if they do not come."""
-    _stay_on_loopback(address)
+    stay_on_loopback(address)
     try:
         meeting = store.store if store else TCPStore(address, port, is_master=False, timeout=JOIN_TIMEOUT)
         if torch.cuda.is_available():
@@ -193,13 +191,3 @@ def _sizes() -> tuple[int, int, int]:
 
 def _backend() -> str:
     return "nccl" if torch.cuda.is_available() else "gloo"
-
-
-def _stay_on_loopback(address: str) -> None:
-    """Let the ranks of one machine talk over its loopback interface alone; torch would take that of the host's name."""
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(address).is_loopback:
-            loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-            for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-                if loopback is not None:
-                    os.environ.setdefault(variable, loopback)

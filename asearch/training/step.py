@@ -88,7 +88,20 @@ def _minibatches(batch: Batch, n: int) -> list[list[TrainingSequence]]:
     parts: list[list[TrainingSequence]] = [[] for _ in range(n)]
     for sequence in batch.sequences:
         parts[number_of[sequence.group]].append(sequence)
-    return [part for part in parts if batch.has_signal(part)]
+    return _with_signal(batch, parts)
+
+
+def _with_signal(batch: Batch, parts: list[list[TrainingSequence]]) -> list[list[TrainingSequence]]:
+    """`parts` of a batch that has a signal, where one without goes with the next: no step is for nothing, no token left out."""
+    chosen: list[list[TrainingSequence]] = []
+    silent: list[TrainingSequence] = []
+    for part in parts:
+        silent += part
+        if batch.has_signal(silent):
+            chosen.append(silent)
+            silent = []
+    chosen[-1] += silent
+    return chosen
 
 
 def _known_to_all(learner: Learner, batch: Batch, known: Logprobs) -> Logprobs:

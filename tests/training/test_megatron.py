@@ -1,11 +1,11 @@
-"""Runs `megatron_checks.py` and `other_device_checks.py` in one process of their own: the device shim changes torch for good."""
+"""Runs the files named `*_checks.py` in one process of their own: the device shim changes torch for good."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-CHECKS = [Path(__file__).with_name(name) for name in ("megatron_checks.py", "other_device_checks.py")]
+CHECKS = sorted(Path(__file__).parent.glob("*_checks.py"))
 
 
 def test_checks_with_megatron_in_one_process() -> None:

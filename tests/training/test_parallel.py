@@ -44,13 +44,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "objective": "gspo",
         "clip_high": 0.3,
         "rejection": "geometric",
-        "rejection_high": 1.4,
+        "rejection_high": 1.3,
         "kl_coefficient": 0.1,
+        "entropy_coefficient": 0.05,
         "normalisation": "constant",
         "minibatches": 2,
     },
 }
-"""`sequences` has ratios and bounds of whole segments, and a reference model."""
+"""`sequences` has ratios and bounds of whole segments, a reference model, and the entropy in the loss."""
 
 
 def folders(root: Path) -> dict[str, Path]:
