@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from asearch.configuration.transfer import check_way
+from asearch.configuration.transfer import check_delta, check_way
 from asearch.errors import ConfigError
 
 KINDS = ("embedded", "sglang")
@@ -57,6 +57,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     transfer: str = "shared"
     """How published weights come to an engine: `shared`, a folder that it sees; `http`, pulled from the trainer's host;
     `broadcast`, a collective, and `http` where that fails."""
+    delta: str = "off"
+    """Of versions that are pulled: `off`, all of it; `auto`, what has changed since the version that lies here, as long as that
+    comes sooner; `always`, whenever the trainer's host has the older version too. Pays for bf16 weights at small learning rates
+    on slow links."""
     health_interval_s: float = 10.0
     health_timeout_s: float = 30.0
     """A server that twice in a row does not say within so long that it is well is taken for hung, and started again."""
@@ -82,6 +86,7 @@ def check_engine(engine: EngineSettings) -> None:
             f"engine.kind is {engine.kind!r}; it is 'embedded' (the default: small models on CPU) or 'sglang' (real servers)"
         )
     check_way(engine.transfer)
+    check_delta(engine.delta, engine.transfer)
     if engine.device not in DEVICES:
         raise ConfigError(f"engine.device is {engine.device!r}; it is one of {', '.join(DEVICES)}")
     if engine.kind == "embedded" and (engine.urls or engine.args or engine.python):

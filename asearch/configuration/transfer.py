@@ -5,6 +5,7 @@ import msgspec
 from asearch.errors import ConfigError
 
 WAYS = ("shared", "http", "broadcast")
+DELTAS = ("off", "auto", "always")
 
 
 class TransferSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,6 +24,17 @@ class TransferSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """How long members of a broadcast wait for one another; then the version is pulled instead."""
     backend: str = "gloo"
     """Of a broadcast: `gloo`, or `nccl` between CUDA devices."""
+
+
+def check_delta(delta: str, way: str) -> None:
+    """Raises ConfigError for a mode that there is not, or that has no effect."""
+    if delta not in DELTAS:
+        raise ConfigError(
+            f"engine.delta is {delta!r}; it is 'off' (the default: versions are pulled whole), 'auto' (what has changed, as long "
+            "as that comes sooner) or 'always' (whenever the trainer's host has the older version too)"
+        )
+    if delta != "off" and way == "shared":
+        raise ConfigError(f"engine.delta is {delta!r}, but nothing is pulled: set engine.transfer to 'http' or 'broadcast' too")
 
 
 def check_way(way: str) -> str:

@@ -27,6 +27,10 @@ class BrokenConnectionError(TransferError):
     """The connection could not be made or was cut; another one may go on."""
 
 
+class NotReadyError(TransferError):
+    """What was asked for is being made: ask again."""
+
+
 class Connection:
     """One connection, made when it is needed and again after it broke."""
 
@@ -98,6 +102,9 @@ class Connection:
             self._http.connect()
         self._http.request("GET", path, headers={"Authorization": f"Bearer {self._origin.token}"} | headers)
         response = self._http.getresponse()
+        if response.status == HTTPStatus.ACCEPTED:
+            response.read()
+            raise NotReadyError(f"{self._origin.url}{path} is being made")
         if response.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             raise WeightsGoneError(f"{self._origin.url}{path} is gone: a newer version has been published")
         if response.status == HTTPStatus.UNAUTHORIZED:

@@ -27,6 +27,9 @@ from asearch.errors import TransferError
 from asearch.parent import die_with_parent
 from asearch.weights import sglang
 from asearch.weights.checking import SUFFIX
+from asearch.weights.delta import DELTA_FROM
+from asearch.weights.delta_serving import Deltas
+from asearch.weights.ranges import NotReadyError
 from schemas.records import WeightManifest
 
 MAX_CONNECTIONS = 256
@@ -73,10 +76,13 @@ class Announced:
         self._noted_at = 0.0
         self._computing = threading.Lock()
         self._held: dict[str, bytes] = {}
+        self._deltas = Deltas(root)
 
     def open(self, path: str) -> BinaryIO | None:
-        """The file that a request's path names, None if there is none."""
+        """The file that a request's path names, None if there is none. Raises NotReadyError for a delta that is being made."""
         found = _PATH.match(path)
+        if found is not None and found[2].startswith(DELTA_FROM):
+            return self._deltas.open(found[2].removeprefix(DELTA_FROM), found[1], lambda name: self._listed().get(name, ()))
         if found is None or found[2] not in self._listed().get(found[1], ()):
             return None
         try:
@@ -163,7 +169,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if held is not None:
             self._answer(held)
             return
-        file = self.server.announced.open(self.path)
+        try:
+            file = self.server.announced.open(self.path)
+        except NotReadyError:
+            self._refuse(HTTPStatus.ACCEPTED)
+            return
         if file is None:
             self._refuse(HTTPStatus.NOT_FOUND)
             return

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from asearch.weights.checking import describe
@@ -28,14 +29,20 @@ def write_folder(
     """Shards of random float32 tensors of these sizes, an index and a configuration."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    shards: list[ShardFile] = []
     for k in range(n_shards):
         tensors = {f"layer.{k}.{i}": rng.standard_normal(n, dtype=np.float32) for i, n in enumerate(sizes)}
-        name = f"model-{k + 1:05d}-of-{n_shards:05d}.safetensors"
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        checksums = {key: xxhash.xxh3_128_hexdigest(tensor.tobytes()) for key, tensor in tensors.items()}
-        shards.append(ShardFile(name=name, size_bytes=(folder / name).stat().st_size, checksums=checksums))
+        save_file(tensors, folder / f"model-{k + 1:05d}-of-{n_shards:05d}.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text("{}")
+    return described(folder)
+
+
+def described(folder: Path) -> WeightManifest:
+    """What would be announced of a folder."""
+    shards: list[ShardFile] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="np") as held:
+            checksums = {key: xxhash.xxh3_128_hexdigest(held.get_tensor(key).tobytes()) for key in held.keys()}  # noqa: SIM118
+        shards.append(ShardFile(name=path.name, size_bytes=path.stat().st_size, checksums=checksums))
     return describe(WeightManifest(path=str(folder), shards=shards))
 
 

@@ -67,10 +67,10 @@ class Engine:
 class Scene:
     """`publish` announces a copy of a model folder as a version; `engine` lets a server follow."""
 
-    def __init__(self, folder: Path, way: str, kind: str = "embedded", **transfer: Any) -> None:
+    def __init__(self, folder: Path, way: str, kind: str = "embedded", delta: str = "off", **transfer: Any) -> None:
         self.folder, self.weights = folder, folder / "weights"
         settings = TransferSettings(timeout_s=5.0, **{"broadcast_timeout_s": 8.0, **transfer})
-        self.settings = Settings(engine=EngineSettings(kind=kind, device="cpu", transfer=way), transfer=settings)
+        self.settings = Settings(engine=EngineSettings(kind=kind, device="cpu", transfer=way, delta=delta), transfer=settings)
         self.platform = SystemPlatform(0)
         self.broker = MemoryBroker(self.platform)
         self.bus = MemoryBus(self.broker, "run", "trainer-0", self.platform)

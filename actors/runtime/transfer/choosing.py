@@ -25,7 +25,7 @@ def transfer_of(context: Context, weights_dir: Path) -> Transfer:
         return SharedFolder(context.platform)
     origin_of = partial(origin, run_dir=context.run_dir, timeout_s=settings.transfer.timeout_s)
     root = pulled_folder(weights_dir, context.actor_id)
-    pull = HttpPull(context.platform, root, origin_of, settings.transfer.connections)
+    pull = HttpPull(context.platform, root, origin_of, settings.transfer.connections, settings.engine.delta)
     if settings.engine.transfer == "http":
         return pull
 

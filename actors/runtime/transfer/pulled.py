@@ -9,9 +9,11 @@ from pathlib import Path
 import structlog
 
 from actors.runtime.platform import Platform
+from actors.runtime.transfer.deltas import DeltaChoice
 from actors.runtime.transfer.transfer import WeightReceiver
 from asearch.errors import ChecksumError, EngineError, TransferError, WeightsGoneError
 from asearch.weights.checking import check_weights
+from asearch.weights.delta_pulling import MAX_PATIENCE_S, DeltaPull, NoDeltaError
 from asearch.weights.pulling import Pull, Pulled, prune
 from asearch.weights.ranges import Origin
 from schemas.events import PolicyPublished
@@ -21,8 +23,15 @@ from schemas.records import WeightManifest
 class HttpPull:
     """Pulls into a folder of its own. The version that the server has stays until the next one is loaded."""
 
-    def __init__(self, platform: Platform, root: Path, origin_of: Callable[[str], Origin], n_connections: int) -> None:
-        """`origin_of` adds token and timeout to a source's address."""
+    def __init__(
+        self,
+        platform: Platform,
+        root: Path,
+        origin_of: Callable[[str], Origin],
+        n_connections: int,
+        delta: str = "off",
+    ) -> None:
+        """`origin_of` adds token and timeout to a source's address; `delta` is a mode of `DeltaChoice`."""
         self._platform = platform
         self._root = root
         self._origin_of = origin_of
@@ -34,6 +43,10 @@ class HttpPull:
         self._n_resumed_bytes = 0
         self._n_refetched = 0
         self._transfer_s = 0.0
+        self._choice = DeltaChoice(delta)
+        self._n_deltas = 0
+        self._n_deltas_refused = 0
+        self._n_deltas_failed = 0
 
     async def prepare(self, server: WeightReceiver, published: PolicyPublished) -> None:
         """Pull and check the version, or check what lies here of an earlier life.
@@ -67,7 +80,37 @@ class HttpPull:
         source = published.manifest.source
         if not source:
             raise TransferError(f"version {published.version} was announced without a source: the trainer serves no weights")
-        return Pull(published.manifest, self._origin_of(source), self._root, self._n_connections, self._stop).run()
+        origin = self._origin_of(source)
+        pulled = self._pull_delta(published.manifest, origin)
+        if pulled is None:
+            pulled = Pull(published.manifest, origin, self._root, self._n_connections, self._stop).run()
+            self._choice.pulled_whole(pulled.elapsed_s, pulled.n_resumed_bytes == 0)
+        return pulled
+
+    def _pull_delta(self, manifest: WeightManifest, origin: Origin) -> Pulled | None:
+        """The version, made from the one that the server has; None where it is to be pulled whole."""
+        if self._loaded is None or not self._choice.asks:
+            return None
+        patience_s = self._choice.patience_s or MAX_PATIENCE_S
+        pull = DeltaPull(manifest, origin, self._root, self._n_connections, self._stop, self._loaded, patience_s)
+        if pull.is_begun_whole:
+            return None
+        try:
+            pulled = pull.run()
+        except TransferError as error:
+            if self._stop.is_set():
+                raise
+            self._choice.went_wrong()
+            self._n_bytes += pull.n_bytes
+            if isinstance(error, NoDeltaError):
+                self._n_deltas_refused += 1
+                return None
+            self._n_deltas_failed += 1
+            structlog.get_logger().warning("a delta is of no use, the version is pulled whole", error=str(error))
+            return None
+        self._choice.pulled_delta(pulled.elapsed_s)
+        self._n_deltas += 1
+        return pulled
 
     async def load(self, server: WeightReceiver, published: PolicyPublished) -> None:
         """Let the server read the pulled folder."""
@@ -82,10 +125,16 @@ class HttpPull:
         await asyncio.to_thread(shutil.rmtree, self._root, True)
 
     def gauges(self) -> dict[str, float]:
-        """Bytes pulled, bytes that an interrupted pull had left, tensors asked for twice; seconds of the last version."""
+        """Bytes pulled, bytes that an interrupted pull had left, tensors asked for twice; seconds of the last version.
+
+        Versions that came as deltas; deltas that were not to be had, and that were wrong.
+        """
         return {
             "n_transferred_bytes": self._n_bytes,
             "n_resumed_bytes": self._n_resumed_bytes,
             "n_refetched": self._n_refetched,
             "transfer_s": self._transfer_s,
+            "n_deltas": self._n_deltas,
+            "n_deltas_refused": self._n_deltas_refused,
+            "n_deltas_failed": self._n_deltas_failed,
         }
