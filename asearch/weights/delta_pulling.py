@@ -53,9 +53,10 @@ class DeltaPull(Pull):
         stop: threading.Event,
         base: Path,
         patience_s: float = MAX_PATIENCE_S,
+        spare: Path | None = None,
     ) -> None:
         """`base` is a folder below `root` that is whole; a delta that is being made is waited for no longer than `patience_s`."""
-        super().__init__(manifest, origin, root, n_connections, stop)
+        super().__init__(manifest, origin, root, n_connections, stop, spare)
         self._base = base
         self._patience_s = patience_s
 

@@ -69,7 +69,16 @@ class _Run:
 class Pull:
     """One version on its way into `root / NAME`, where NAME is that of the announced folder."""
 
-    def __init__(self, manifest: WeightManifest, origin: Origin, root: Path, n_connections: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        manifest: WeightManifest,
+        origin: Origin,
+        root: Path,
+        n_connections: int,
+        stop: threading.Event,
+        spare: Path | None = None,
+    ) -> None:
+        """`spare` is a pulled folder that no server reads any more: its memory is written over, which is faster than new."""
         self._manifest = manifest
         self._origin = origin
         self._name = Path(manifest.path).name
@@ -77,6 +86,7 @@ class Pull:
         self._partial = self._folder.with_name(self._folder.name + PARTIAL)
         self._n_connections = n_connections
         self._stop = stop
+        self._spare = spare
         self._turn = threading.Lock()
         self._n_bytes = 0
         self._n_resumed = 0
@@ -92,7 +102,7 @@ class Pull:
         if not self._name or self._name.startswith("."):
             raise ChecksumError(f"{self._manifest.path!r} is no folder of weights: its name says nothing")
         try:
-            self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folder()
             with Connection(self._origin) as connection:
                 for companion in self._manifest.companions:
                     self._bring_companion(connection, companion.name, companion.size_bytes, companion.checksum)
@@ -105,6 +115,20 @@ class Pull:
             raise StorageError(f"weights cannot be written to {self._partial}: {error}") from error
         elapsed_s = time.monotonic() - begun_s
         return Pulled(self._folder, self._n_bytes, self._n_resumed, self._n_refetched, elapsed_s)
+
+    def _make_folder(self) -> None:
+        """From the spare folder if there is one, and nothing of this version yet.
+
+        A folder that is written over has the name of one that is not whole, and tells of no progress, before its first byte
+        changes.
+        """
+        if self._spare is not None and self._spare.is_dir() and not self._partial.exists():
+            self._spare.rename(self._partial)
+            names = {each.name for each in (*self._manifest.shards, *self._manifest.companions)}
+            for path in self._partial.iterdir():
+                if path.name not in names:
+                    path.unlink()
+        self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _bring_companion(self, connection: Connection, name: str, size_bytes: int, checksum: str) -> None:
         if size_bytes > MAX_COMPANION_BYTES or "/" in name or name.startswith("."):

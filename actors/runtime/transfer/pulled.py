@@ -21,7 +21,11 @@ from schemas.records import WeightManifest
 
 
 class HttpPull:
-    """Pulls into a folder of its own. The version that the server has stays until the next one is loaded."""
+    """Pulls into a folder of its own. The version that the server has stays until the next one is loaded.
+
+    The one before is written over by the next pull. No other folder is: a server may have mapped whatever it was told to load
+    until it says that it has loaded another one, and what is deleted stays in its mapping.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,8 @@ class HttpPull:
         self._stop = threading.Event()
         self._ready: Path | None = None
         self._loaded: Path | None = None
+        self._spare: Path | None = None
+        """What the server had before."""
         self._n_bytes = 0
         self._n_resumed_bytes = 0
         self._n_refetched = 0
@@ -55,8 +61,10 @@ class HttpPull:
         """
         begun_s = self._platform.monotonic()
         name = Path(published.manifest.path).name
-        await asyncio.to_thread(prune, self._root, [name, *([self._loaded.name] if self._loaded else [])])
+        await asyncio.to_thread(prune, self._root, [name, *(kept.name for kept in (self._loaded, self._spare) if kept)])
         folder = self._root / name
+        if self._spare == folder:
+            self._spare = None  # announced again: the server may soon have it
         if not await asyncio.to_thread(self._has, folder, published.manifest):
             pulled = await asyncio.to_thread(self._pull, published)
             self._n_bytes += pulled.n_bytes
@@ -81,18 +89,19 @@ class HttpPull:
         if not source:
             raise TransferError(f"version {published.version} was announced without a source: the trainer serves no weights")
         origin = self._origin_of(source)
-        pulled = self._pull_delta(published.manifest, origin)
+        spare, self._spare = self._spare, None
+        pulled = self._pull_delta(published.manifest, origin, spare)
         if pulled is None:
-            pulled = Pull(published.manifest, origin, self._root, self._n_connections, self._stop).run()
+            pulled = Pull(published.manifest, origin, self._root, self._n_connections, self._stop, spare).run()
             self._choice.pulled_whole(pulled.elapsed_s, pulled.n_resumed_bytes == 0)
         return pulled
 
-    def _pull_delta(self, manifest: WeightManifest, origin: Origin) -> Pulled | None:
+    def _pull_delta(self, manifest: WeightManifest, origin: Origin, spare: Path | None) -> Pulled | None:
         """The version, made from the one that the server has; None where it is to be pulled whole."""
         if self._loaded is None or not self._choice.asks:
             return None
         patience_s = self._choice.patience_s or MAX_PATIENCE_S
-        pull = DeltaPull(manifest, origin, self._root, self._n_connections, self._stop, self._loaded, patience_s)
+        pull = DeltaPull(manifest, origin, self._root, self._n_connections, self._stop, self._loaded, patience_s, spare)
         if pull.is_begun_whole:
             return None
         try:
@@ -117,7 +126,8 @@ class HttpPull:
         if self._ready is None:
             raise EngineError(f"version {published.version} was not pulled")
         await server.update_weights(str(self._ready), str(published.version))
-        self._loaded = self._ready
+        if self._loaded != self._ready:
+            self._spare, self._loaded = self._loaded, self._ready
 
     async def close(self) -> None:
         """End a pull under way; delete what was pulled."""
