@@ -1,6 +1,6 @@
 """Pull an announced version from the trainer's host: ranges over several connections, hashed as they come, resumed where cut.
 
-Runs in threads of the caller's process: reading, hashing and writing leave Python's lock alone, blocks are 256 KiB.
+Runs in threads of the caller's process: reading, hashing and writing leave Python's lock alone.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ import xxhash
 
 from asearch.errors import ChecksumError, StorageError, TransferError
 from asearch.weights import sglang
-from asearch.weights.checking import BLOCK_BYTES, MAX_COMPANION_BYTES, ExtentChecker, shard_places
+from asearch.weights.checking import MAX_COMPANION_BYTES, ExtentChecker, shard_places
 from asearch.weights.layout import MAX_HEADER_BYTES, Extent, TensorPlace, runs
 from asearch.weights.progress import Progress
 from asearch.weights.ranges import BrokenConnectionError, Connection, Origin
@@ -28,6 +28,8 @@ from schemas.records import ShardFile, WeightManifest
 PARTIAL = ".partial"
 """Ending of a folder that is not whole."""
 PROGRESS = ".progress"
+BLOCK_BYTES = 1 << 20
+"""Bytes received, written and hashed at once: in smaller ones calls cost more, larger ones leave the processor's cache."""
 RUN_BYTES = 32 << 20
 """Least size of what is asked for in one request; a tensor is never cut."""
 MAX_TRIES = 4

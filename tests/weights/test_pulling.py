@@ -28,7 +28,7 @@ from pathlib import Path
 from asearch.weights import pulling
 from asearch.weights.ranges import Origin
 from schemas.records import WeightManifest
-pulling.RUN_BYTES = 1 << 16
+pulling.RUN_BYTES, pulling.BLOCK_BYTES = 1 << 16, 1 << 18
 manifest = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=WeightManifest)
 pulling.Pull(manifest, Origin(sys.argv[2], "a-token", 5.0), Path(sys.argv[3]), 2, threading.Event()).run()
 """
@@ -48,6 +48,7 @@ def manifest(source: Source) -> WeightManifest:
 @pytest.fixture(autouse=True)
 def small_runs(monkeypatch: pytest.MonkeyPatch, source: Source, manifest: WeightManifest) -> None:
     monkeypatch.setattr(pulling, "RUN_BYTES", 1 << 16)
+    monkeypatch.setattr(pulling, "BLOCK_BYTES", 1 << 18)
     source.offer(manifest)
 
 

@@ -26,6 +26,7 @@ SHARD = "model-00001-of-00001.safetensors"
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
     monkeypatch.setattr(pulling, "RUN_BYTES", 1 << 16)
+    monkeypatch.setattr(pulling, "BLOCK_BYTES", 1 << 18)
     with serving(tmp_path) as held:
         yield held
 
