@@ -124,8 +124,9 @@ def part_bytes(head: bytes, n_tensors: int) -> list[int]:
 
 def encode(old: "NDArray[np.unsignedinteger] | None", new: "NDArray[np.unsignedinteger]") -> bytes:
     """One block; the arrays have the same size and type."""
-    if old is not None:
-        changed = np.flatnonzero(old != new)
+    differs = None if old is None else old != new
+    if differs is not None and np.count_nonzero(differs) * (1 + new.itemsize) < new.nbytes:
+        changed = np.flatnonzero(differs)
         gaps = np.diff(changed, prepend=-1) - 1
         n_skips = gaps // _SKIP
         n_gap_bytes = len(gaps) + int(n_skips.sum())

@@ -18,12 +18,14 @@ import xxhash
 from asearch.errors import ChecksumError, TransferError, WeightsGoneError
 from asearch.weights.checking import BLOCK_BYTES, SUFFIX, file_places
 from asearch.weights.delta import DELTA_FROM, OpenTensor, Patch, alike, head_bytes, opened, part_bytes
-from asearch.weights.pulling import PROGRESS, RUN_BYTES, Pull
+from asearch.weights.pulling import PROGRESS, Pull
 from asearch.weights.ranges import Connection, NotReadyError, Origin
 from schemas.records import WeightManifest
 
 MAX_PATIENCE_S = 600.0
 """How long a delta is waited for that is being made."""
+RUN_BYTES = 8 << 20
+"""Least size of the tensors that one request makes: little of it comes over the network, and they are applied side by side."""
 
 
 class NoDeltaError(TransferError):

@@ -72,8 +72,8 @@ class Deltas:
         sink = None
         try:
             with contextlib.ExitStack() as stack:
-                before = {tensor.place.extent.name: tensor for tensor in _opened(stack, self._root / old, old_files)}
-                after = _opened(stack, self._root / new, new_files)
+                before = {tensor.place.extent.name: tensor for tensor in opened_tensors(stack, self._root / old, old_files)}
+                after = opened_tensors(stack, self._root / new, new_files)
                 n_bytes = sum(tensor.place.extent.end - tensor.place.extent.start for tensor in after)
                 sink = tempfile.TemporaryFile(dir=self._root)  # noqa: SIM115 -- it is returned
                 if write_delta(before, after, sink, int(n_bytes * MAX_FRACTION)):
@@ -85,7 +85,7 @@ class Deltas:
         return None
 
 
-def _opened(stack: contextlib.ExitStack, folder: Path, files: Iterable[str]) -> list[OpenTensor]:
+def opened_tensors(stack: contextlib.ExitStack, folder: Path, files: Iterable[str]) -> list[OpenTensor]:
     """The tensors of a folder in the order of a delta; their files are open as long as `stack`."""
     found: list[OpenTensor] = []
     for name in sorted(files):
