@@ -93,7 +93,7 @@ def make_versions(root: Path, million: int, lr: float, dtype: str, n_steps: int)
 
 
 def size(old: Path, new: Path) -> dict[str, float]:
-    """The share of the bytes that the delta is, were it given at any size; MB of weights made and applied by a second of a core."""
+    """The share of the bytes that the delta is, at any size; MB of weights made and applied in a second of a core."""
     with contextlib.ExitStack() as stack:
         before: dict[str, OpenTensor] = {}
         after: list[OpenTensor] = []
