@@ -1,6 +1,7 @@
 """What is computed of a batch under the weights that an update begins from."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from asearch.training.learner import Learner
 from asearch.training.microbatch import NOTHING, Known, MicroBatch, micro_batches, order_of
 from asearch.training.part import Part
 from asearch.training.recorded import Logprobs
+from asearch.training.totals import filled_in
 
 ByPart = list[list[Tensor] | None]
 """For each part one (N,) tensor a sequence of this replica; None where another pipeline stage has them."""
@@ -39,6 +41,17 @@ def by_sequence(learner: Learner, sequences: Sequence[TrainingSequence], by_micr
     return [(sequence, found[i]) for i, sequence in enumerate(sequences)]
 
 
+def known_to_all(learner: Learner, batch: Batch, known: Logprobs) -> Logprobs:
+    """What each rank knows of the sequences of its replica, of all sequences of the batch, in its order, on every rank."""
+    lengths = [len(s.trained_N) for s in batch.sequences]
+    starts = dict(zip(map(id, batch.sequences), accumulate(lengths, initial=0), strict=False))
+    values_N = torch.zeros(sum(lengths))
+    for sequence, found_N in known:
+        start = starts[id(sequence)]
+        values_N[start : start + len(sequence.trained_N)] = found_N.detach().float().cpu()
+    return list(zip(batch.sequences, filled_in(values_N, learner.place, learner.device).split(lengths), strict=True))
+
+
 def known_of(learner: Learner, batch: Batch, parts: Sequence[Part], with_proximal: bool) -> list[Known]:
     """What the parts of an update need: log-probabilities before it and of the reference policy, and what a critic says."""
     nothing: ByPart = [None for _ in parts]
@@ -61,37 +74,39 @@ def _in_order(learner: Learner, part: Part, by_micro_batch: Sequence[Tensor]) ->
 
 
 def _from_critic(learner: Learner, batch: Batch, parts: Sequence[Part]) -> tuple[ByPart, ByPart, ByPart] | None:
-    """Advantages, values and returns by token. A group is in one part, so all of an episode's segments are."""
+    """Advantages, values and returns by token. Segments of an episode may be with several replicas: all know the whole batch."""
     critic = learner.critic
     if critic is None:
         return None
-    values = [_in_order(learner, part, critic.values(packed_for_critic(learner, batch, part))) or [] for part in parts]
-    estimates = [_estimated(learner, batch, part.mine, of) for part, of in zip(parts, values, strict=True)]
-    advantages = [[advantage_N for advantage_N, _ in of] for of in estimates]
+    known: Logprobs = [
+        pair for part in parts for pair in by_sequence(learner, part.mine, critic.values(packed_for_critic(learner, batch, part)))
+    ]
+    values = [value_N for _, value_N in known_to_all(learner, batch, known)]
+    estimates = _estimated(learner, batch, values)
+    advantages = [advantage_N for advantage_N, _ in estimates]
     if learner.algorithm.normalise_advantages:
-        flat_N = torch.cat([advantage_N for of in advantages for advantage_N in of])
+        flat_N = torch.cat(advantages)
         mean, std = flat_N.mean(), flat_N.std(correction=0)
-        advantages = [[(a_N - mean) / std.clamp_min(STD_FLOOR) for a_N in of] for of in advantages]
-    return (
-        [[a_N.float() for a_N in of] for of in advantages],
-        list(values),
-        [[return_N.float() for _, return_N in of] for of in estimates],
-    )
+        advantages = [(a_N - mean) / std.clamp_min(STD_FLOOR) for a_N in advantages]
+    number = {id(sequence): i for i, sequence in enumerate(batch.sequences)}
+
+    def of_parts(found: Sequence[Tensor]) -> ByPart:
+        return [[found[number[id(sequence)]].float() for sequence in part.mine] for part in parts]
+
+    return of_parts(advantages), of_parts(values), of_parts([return_N for _, return_N in estimates])
 
 
-def _estimated(
-    learner: Learner, batch: Batch, sequences: Sequence[TrainingSequence], values: Sequence[Tensor]
-) -> list[tuple[Tensor, Tensor]]:
+def _estimated(learner: Learner, batch: Batch, values: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Advantages and returns (N,) of each sequence, in float64. The reward of an episode stands in `batch.advantages`."""
     algorithm = learner.algorithm
     found: dict[int, tuple[Tensor, Tensor]] = {}
     members: dict[int, list[int]] = {}
-    for number, sequence in enumerate(sequences):
+    for number, sequence in enumerate(batch.sequences):
         members.setdefault(sequence.episode, []).append(number)
     for episode, numbers in members.items():
         whole = torch.cat([values[number] for number in numbers]).tolist()
         estimate = gae(whole, batch.advantages[episode], algorithm.gamma, algorithm.gae_lambda)
-        lengths = [len(sequences[number].trained_N) for number in numbers]
+        lengths = [len(values[number]) for number in numbers]
         columns = (torch.tensor(column, dtype=torch.float64).split(lengths) for column in estimate)
         found |= dict(zip(numbers, zip(*columns, strict=True), strict=True))
-    return [found[number] for number in range(len(sequences))]
+    return [found[number] for number in range(len(values))]

@@ -9,20 +9,15 @@ from pathlib import Path
 from threading import Thread
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from asearch.errors import CheckpointError
 from asearch.training.agreement import agreed
-from asearch.training.critic import Critic
-from asearch.training.fragments import RNG, WEIGHT, CheckpointFiles, Part, files_of
+from asearch.training.fragments import RNG, WEIGHT, CheckpointFiles, Part, critic_file_of, files_of
 from asearch.training.learner import Learner
 from asearch.training.optimizer_state import MAIN, Trained, trained
 from asearch.training.state_files import State, write_state
-
-CRITIC_FILE = "rank0.critic.safetensors"
-"""Weights and optimizer state of the critic, where there is one: it is on one rank."""
+from asearch.training.trainable import Trainable
 
 
 class CheckpointWriter:
@@ -77,22 +72,31 @@ def state_of(learner: Learner) -> State:
     position = learner.position
     model, optimizer = files_of(position.rank)
     state = State({model: {}, optimizer: {}}, {model: {}, optimizer: {}}, position.n_ranks)
-
-    def add(file: str, key: str, tensor: Tensor, part: Part) -> None:
-        state.tensors[file][key] = tensor.detach()
-        state.parts[file][key] = part
-
     for each in trained(learner):
-        if each.writes:
-            add(model, each.name, each.parameter, each.part(0, each.parameter.numel()))
-        for name, tensor in each.fields().items() if each.writes_state else ():
-            part = each.part(each.start, each.end) if tensor.dim() else Part(0, 1, (), 0, 1)
-            add(optimizer, f"{name}/{each.name}", tensor, part)
+        _add_trained(state, each, (model, each.name), optimizer)
     if learner.critic is not None:
-        state.tensors[CRITIC_FILE] = learner.critic.state()
+        file = critic_file_of(position.rank)
+        state.tensors[file], state.parts[file] = {}, {}
+        for each in trained(learner.critic):
+            _add_trained(state, each, (file, f"{WEIGHT}/{each.name}"), file)
     rng = torch.get_rng_state()
-    add(optimizer, RNG, rng, Part(0, 1, tuple(rng.shape), 0, rng.numel()))
+    _add(state, (optimizer, RNG), rng, Part(0, 1, tuple(rng.shape), 0, rng.numel()))
     return state
+
+
+def _add_trained(state: State, each: Trained, weight: tuple[str, str], of_fields: str) -> None:
+    """Add what this rank answers for of a weight, under file and key, and of its optimizer state."""
+    if each.writes:
+        _add(state, weight, each.parameter, each.part(0, each.parameter.numel()))
+    for name, tensor in each.fields().items() if each.writes_state else ():
+        part = each.part(each.start, each.end) if tensor.dim() else Part(0, 1, (), 0, 1)
+        _add(state, (of_fields, f"{name}/{each.name}"), tensor, part)
+
+
+def _add(state: State, where: tuple[str, str], tensor: Tensor, part: Part) -> None:
+    file, key = where
+    state.tensors[file][key] = tensor.detach()
+    state.parts[file][key] = part
 
 
 def restore_checkpoint(learner: Learner, folder: Path) -> None:
@@ -100,41 +104,31 @@ def restore_checkpoint(learner: Learner, folder: Path) -> None:
 
     Raises CheckpointError, before any change on any rank, if something is missing, corrupt or not of this model.
     """
-    here = trained(learner)
+    models: list[Trainable] = [learner] if learner.critic is None else [learner, learner.critic]
+    here = [trained(model) for model in models]
     with agreed(f"restore {folder}", CheckpointError):
-        files = CheckpointFiles(folder, learner.model_config)
-        critic = None if learner.critic is None else critic_of(folder, learner.critic)
-        rng = files.rng(learner.position.rank, verify=True)
-        for each in here:
-            for name in (WEIGHT, *_fields(files, each)):
-                _tensor(files, learner, each, name, verify=True)
-    with files, torch.no_grad():
-        for each in here:
-            each.parameter.copy_(_tensor(files, learner, each, WEIGHT))
-            found = {name: each.own(_tensor(files, learner, each, name)) for name in _fields(files, each)}
-            each.set_fields(found.pop(MAIN, None), found)
-    if learner.critic is not None and critic is not None:
-        learner.critic.restore(critic)
+        files = [CheckpointFiles(folder, model.model_config, of_critic=model is not learner) for model in models]
+        rng = files[0].rng(learner.position.rank, verify=True)
+        for model, held, weights in zip(models, files, here, strict=True):
+            for each in weights:
+                for name in (WEIGHT, *_fields(held, each)):
+                    _tensor(held, model, each, name, verify=True)
+    for model, held, weights in zip(models, files, here, strict=True):
+        with held, torch.no_grad():
+            for each in weights:
+                each.parameter.copy_(_tensor(held, model, each, WEIGHT))
+                found = {name: each.own(_tensor(held, model, each, name)) for name in _fields(held, each)}
+                each.set_fields(found.pop(MAIN, None), found)
     if rng is not None:
         torch.set_rng_state(rng)
-
-
-def critic_of(folder: Path, critic: Critic) -> dict[str, Tensor]:
-    """The state of the critic in a checkpoint. Raises CheckpointError if there is none of this model."""
-    try:
-        held = load_file(folder / CRITIC_FILE)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the critic's state {folder / CRITIC_FILE}: {error}") from error
-    critic.check(held)
-    return held
 
 
 def _fields(files: CheckpointFiles, each: Trained) -> list[str]:
     return sorted(files.fields) if each.main is not None else []
 
 
-def _tensor(files: CheckpointFiles, learner: Learner, each: Trained, name: str, verify: bool = False) -> Tensor:
-    place = learner.position.placement
+def _tensor(files: CheckpointFiles, model: Trainable, each: Trained, name: str, verify: bool = False) -> Tensor:
+    place = model.position.placement
     return files.tensor(name, each.name, place.tensor_rank, place.tensor_size, verify)
 
 

@@ -1,7 +1,8 @@
 """Parts of tensors in the files that the ranks of a trainer write, put together for any other number of ranks.
 
 Rank r writes `rank{r}.model.safetensors`, whose tensors have global names (`asearch.training.mapping`), and
-`rank{r}.optimizer.safetensors`, whose tensors are named `field/name`. The description of the parts is one JSON entry of the
+`rank{r}.optimizer.safetensors`, whose tensors are named `field/name`, as are those of `rank{r}.critic.safetensors`, where the
+weights are one more field. The description of the parts is one JSON entry of the
 safetensors header. A file without it is of a trainer of one rank and holds everything whole.
 """
 
@@ -24,6 +25,8 @@ from asearch.training.mapping import Placement, global_name, hf_names, is_divide
 METADATA = "parts"
 WEIGHT = "weight"
 RNG = "rng.torch"
+HEAD_WEIGHT, HEAD_BIAS = "value_head.weight", "value_head.bias"
+"""What a critic has in the place of an output layer; every rank has all of it."""
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -59,17 +62,30 @@ def files_of(rank: int) -> tuple[str, str]:
     return f"rank{rank}.model.safetensors", f"rank{rank}.optimizer.safetensors"
 
 
+def critic_file_of(rank: int) -> str:
+    """Name of the file with a rank's share of a critic."""
+    return f"rank{rank}.critic.safetensors"
+
+
 class CheckpointFiles:
     """All parts that the files of a checkpoint hold. Tensors are put together when they are asked for, one at a time."""
 
-    def __init__(self, folder: Path, model: ModelConfig) -> None:
-        """Reads the headers. Raises CheckpointError for files that are missing, cannot be read or are of another model."""
+    def __init__(self, folder: Path, model: ModelConfig, of_critic: bool = False) -> None:
+        """Reads the headers, those of the policy or of the critic.
+
+        Raises CheckpointError for files that are missing, cannot be read or are of another model.
+        """
         self.folder = folder
         self._model = model
+        self._of_critic = of_critic
+        self._own_shapes = {HEAD_WEIGHT: (1, model.hidden_size), HEAD_BIAS: (1,)} if of_critic else {}
+        """Of weights that no model folder has."""
         self._opened: dict[str, Any] = {}
         self._held: dict[tuple[str, str], list[Held]] = {}
         self._rng: dict[int, Held] = {}
         self._hf_shapes = model.shapes()
+        if of_critic:
+            self._hf_shapes.pop("lm_head.weight", None)
         self._shapes: dict[tuple[str, int], tuple[int, ...]] = {}
         self.n_ranks = self._note(0)
         for rank in range(1, self.n_ranks):
@@ -118,7 +134,8 @@ class CheckpointFiles:
     def _note(self, rank: int) -> int:
         """Note what the files of a rank hold. Returns the number of ranks that wrote the checkpoint."""
         n_ranks = 1
-        for file, of_weights in zip(files_of(rank), (True, False), strict=True):
+        files = [(critic_file_of(rank), False)] if self._of_critic else list(zip(files_of(rank), (True, False), strict=True))
+        for file, of_weights in files:
             described = self._described(file)
             n_ranks = described.n_ranks
             for key, part in described.parts.items():
@@ -145,9 +162,9 @@ class CheckpointFiles:
     def _check_model(self) -> None:
         expected = self._hf_shapes
         found: set[str] = set()
-        wrong: set[str] = set()
+        wrong = self._own_shapes.keys() - {name for field, name in self._held if field == WEIGHT}
         for (_, name), held in self._held.items():
-            sources = hf_names(name)
+            sources = [] if name in self._own_shapes else hf_names(name)
             if sources is None or any(source not in expected for source in sources):
                 wrong.add(name)
                 continue
@@ -157,10 +174,13 @@ class CheckpointFiles:
                     wrong.add(name)
         wrong |= expected.keys() - found
         if wrong:
-            raise CheckpointError(f"checkpoint {self.folder} is not of this model: {', '.join(sorted(wrong)[:3])} differ")
+            what = "critic's state in checkpoint" if self._of_critic else "checkpoint"
+            raise CheckpointError(f"the {what} {self.folder} is not of this model: {', '.join(sorted(wrong)[:3])} differ")
 
     def _shape(self, name: str, size: int) -> tuple[int, ...]:
         """Shape of a shard of a weight that is divided over `size` ranks."""
+        if name in self._own_shapes:
+            return self._own_shapes[name]
         if (name, size) not in self._shapes:
             parts = [torch.empty(self._hf_shapes[each], device="meta") for each in hf_names(name) or []]
             self._shapes[name, size] = tuple(shard_of(name, parts, self._model, 0, size).shape)

@@ -151,7 +151,7 @@ def build(kind: type[Model], model: ModelConfig, settings: TrainerSettings) -> M
         rotary_base=cast("int", model.rope_theta),
         **(_rope_scaling(model) if uses_transformer_engine(settings) else {}),
     )
-    if built.post_process and config.sequence_parallel:
+    if built.post_process and config.sequence_parallel and hasattr(built, "output_layer"):
         # Its input is gathered before rows are selected.
         built.output_layer.sequence_parallel = False
         built.output_layer.disable_grad_reduce = True

@@ -5,7 +5,6 @@ from typing import Literal
 import msgspec
 
 from asearch.errors import ConfigError
-from asearch.learning.advantages import GAE
 from asearch.learning.presets import Algorithm, CapMode, KlEstimator, Level, OldPolicy, RejectionLevel, preset
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -121,8 +120,6 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise ValueError(f"group_port must be a port number or 0, not {self.group_port}")
         if self.critic_lr is not None and self.critic_lr <= 0:
             raise ValueError(f"critic_lr must be above 0, not {self.critic_lr}")
-        if self.algorithm.advantage == GAE and self.world_size > 1:
-            raise ValueError("advantage 'gae' trains a critic, which runs on one rank only: set every *_parallel to 1")
         if (refusal := self.algorithm.refusal()) is not None:
             raise ValueError(refusal)
 

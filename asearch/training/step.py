@@ -3,7 +3,6 @@
 import math
 import statistics
 import time
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,14 +10,13 @@ from torch import Tensor
 from asearch.errors import TrainingError
 from asearch.learning.objectives import is_maximum
 from asearch.training.batch import Batch, TrainingSequence, compose, masked_by_decile
-from asearch.training.beforehand import by_sequence, known_of, packed, packed_for_critic
+from asearch.training.beforehand import by_sequence, known_of, known_to_all, packed, packed_for_critic
 from asearch.training.learner import Learner
 from asearch.training.microbatch import Known
 from asearch.training.part import Part, part_of
 from asearch.training.recorded import Logprobs, trained_episodes
 from asearch.training.schedule import learning_rate
 from asearch.training.snapshot import Snapshot
-from asearch.training.totals import filled_in
 from asearch.training.trainable import Trainable
 from schemas.local import StepDone, TrainStep
 
@@ -39,7 +37,7 @@ def train_step(learner: Learner, command: TrainStep) -> StepDone:
         updated, known = _update(learner, batch, command)
         metrics |= updated
         if command.max_recorded_tokens and learner.place.world_size > 1:
-            known = _known_to_all(learner, batch, known)
+            known = known_to_all(learner, batch, known)
     elapsed_ns = time.perf_counter_ns() - started_ns
     n_forwarded = sum(len(s.ids_T) for s in batch.sequences)
     metrics["tokens_per_s"] = n_forwarded / (elapsed_ns * 1e-9) if signal else 0.0
@@ -102,21 +100,6 @@ def _with_signal(batch: Batch, parts: list[list[TrainingSequence]]) -> list[list
             silent = []
     chosen[-1] += silent
     return chosen
-
-
-def _known_to_all(learner: Learner, batch: Batch, known: Logprobs) -> Logprobs:
-    """Log-probabilities of all sequences that were learned from, on every rank."""
-    lengths = [len(s.trained_N) for s in batch.sequences]
-    starts = dict(zip(map(id, batch.sequences), accumulate(lengths, initial=0), strict=False))
-    # The second row says which are known.
-    values_2N = torch.zeros(2, sum(lengths))
-    for sequence, logprobs_N in known:
-        rows = slice(starts[id(sequence)], starts[id(sequence)] + len(sequence.trained_N))
-        values_2N[0, rows] = logprobs_N.detach().float().cpu()
-        values_2N[1, rows] = 1.0
-    logprobs_N, is_known_N = filled_in(values_2N, learner.place, learner.device)
-    by_sequence = zip(batch.sequences, logprobs_N.split(lengths), is_known_N.split(lengths), strict=True)
-    return [(sequence, found_N) for sequence, found_N, is_known in by_sequence if bool(is_known[0])]
 
 
 def _optimize(

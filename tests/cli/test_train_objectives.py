@@ -1,4 +1,4 @@
-"""A run whose objective learns from groups of equal rewards: they are counted, the audit agrees, all is graded again alike."""
+"""A run whose objective learns from groups of equal rewards, on two ranks: they are counted, the audit agrees."""
 
 import subprocess
 from pathlib import Path
@@ -11,6 +11,7 @@ SETTINGS = {
     "trainer.objective": "ppo",
     "trainer.entropy_coefficient": "0.01",
     "trainer.minibatches": "2",
+    "trainer.data_parallel": "2",
     "rewards.overlong_tokens": "50",
     "rewards.overlong_cache_tokens": "20",
     "warmstart.steps": "60",

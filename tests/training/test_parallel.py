@@ -50,6 +50,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "normalisation": "constant",
         "minibatches": 2,
     },
+    "critic": {
+        "objective": "ppo",
+        "advantage": "gae",
+        "gamma": 0.9,
+        "gae_lambda": 0.8,
+        "critic_lr": 1e-3,
+        # A value that has moved by just the bound may be on either side of it.
+        "value_clip": 0.0,
+        "minibatches": 2,
+    },
 }
 """`sequences` has ratios and bounds of whole segments, a reference model, and the entropy in the loss."""
 
@@ -76,19 +86,20 @@ async def with_ranks(settings: TrainerSettings, log: Path, use: Any) -> Any:
         await rank.stop()
 
 
-async def state_moves(rank: Rank, folder: Path, root: Path) -> None:
+async def state_moves(rank: Rank, folder: Path, root: Path, settings: dict[str, Any]) -> None:
     """What `data` exports is what it loaded; its checkpoint goes on under `tensor`, which exports the same and trains alike."""
-    await load(rank, folder, **PAIRS["data"])
+    root.mkdir()
+    await load(rank, folder, **(PAIRS["data"] | settings))
     loaded = await export(rank, root / "loaded")
     assert loaded == {name: checksum(tensor) for name, tensor in load_weights(folder).items()}
     await train(rank, 0, 2)
     await save(rank, root / "checkpoint")
-    saved, found = await export(rank, root / "saved"), await train(rank, 2, 1)
+    saved, found = await export(rank, root / "saved"), await train(rank, 2, 2)
     assert saved != loaded
-    await load(rank, folder, **PAIRS["tensor"])
+    await load(rank, folder, **(PAIRS["tensor"] | settings))
     await restore(rank, root / "checkpoint")
     assert await export(rank, root / "restored") == saved
-    assert await train(rank, 2, 1) == pytest.approx(found, abs=2e-6)
+    assert await train(rank, 2, 2) == pytest.approx(found, abs=2e-6)
 
 
 def test_two_ranks_agree_in_layouts_that_share_nothing(tmp_path: Path) -> None:
@@ -99,7 +110,9 @@ def test_two_ranks_agree_in_layouts_that_share_nothing(tmp_path: Path) -> None:
         whole = await trained(rank, folder, batches(4), **PAIRS["data"])
         shared = await trained(rank, folder, batches(4), **PAIRS["tensor"])
         assert_same(shared, whole)
-        await state_moves(rank, folder, tmp_path)
+        await state_moves(rank, folder, tmp_path / "policy", {})
+        # The loss is the mean of the advantages, so it says what the critic's values are.
+        await state_moves(rank, folder, tmp_path / "critic", VARIANTS["critic"] | {"normalise_advantages": False})
         command = LoadModel(model_dir=str(folder), settings=b'{"tensor_parallel": 4}', seed=0)
         with pytest.raises(TrainingError, match="are 4 ranks; there are 2"):
             await rank.ask(command, ModelLoaded, TIMEOUT_S)
