@@ -162,7 +162,10 @@ async def test_a_tool_outage_drops_the_episode(cast: Cast) -> None:
 
 
 async def test_a_silent_engine_is_replaced_and_its_tokens_are_kept(cast: Cast) -> None:
+    others: list[ActingEngine] = []
+
     async def three_tokens(engine: ActingEngine, command: Generate) -> None:
+        others.append(await cast.engine(rest, "engine-1"))
         await engine.say(command, engine.ids(" so </think> <answer> red </answer>")[:3], finish=None)
         engine.stop_beating()
 
@@ -170,13 +173,12 @@ async def test_a_silent_engine_is_replaced_and_its_tokens_are_kept(cast: Cast) -
         await engine.say(command, engine.ids(" so </think> <answer> red </answer>")[3:])
 
     first = await cast.engine(three_tokens, "engine-0")
-    second = await cast.engine(rest, "engine-1")
     await cast.driver()
     await cast.ask(request())
     (finished,) = await cast.stage.wait_for("trace", EpisodeFinished)
     assert isinstance(finished, EpisodeFinished)
     assert finished.answer == "red"
-    (asked,), (again,) = first.asked, second.asked
+    (asked,), (again,) = first.asked, others[0].asked
     assert prompt_of(again) == prompt_of(asked) + first.ids(" so </think> <answer> red </answer>")[:3]
     assert again.max_new_tokens == asked.max_new_tokens - 3
     tokens = [event for event in await cast.trace() if isinstance(event, TokensGenerated)]
