@@ -15,7 +15,8 @@ def clipped_ratio(tokens: LossTokens, algorithm: Algorithm) -> ObjectiveLoss:
 
     - GRPO (arXiv 2402.03300, Eq. 3), whose Kullback-Leibler term is `kl_coefficient`;
     - Dr. GRPO (arXiv 2503.20783, §3.2): no division by length and spread;
-    - DAPO (arXiv 2503.14476, Eq. 8), whose dynamic sampling is the discard of groups without signal;
+    - DAPO (arXiv 2503.14476, Eq. 8), whose dynamic sampling is `run.equal_rewards` = `discard`, with refills, and whose soft
+      overlong punishment is part of the reward (`asearch.rewards.overlong`);
     - REINFORCE++ with baseline (arXiv 2501.03262, §3);
     - decoupled PPO (AReaL, arXiv 2505.24298, Eq. 5): π_old is the proximal policy, and the correction π_prox/π_behav on top.
 
