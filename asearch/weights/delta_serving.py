@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from asearch.errors import TransferError
 from asearch.weights.checking import SUFFIX, file_places
 from asearch.weights.delta import OpenTensor, opened, write_delta
 from asearch.weights.ranges import NotReadyError
@@ -78,8 +77,8 @@ class Deltas:
                 sink = tempfile.TemporaryFile(dir=self._root)  # noqa: SIM115 -- it is returned
                 if write_delta(before, after, sink, int(n_bytes * MAX_FRACTION)):
                     return sink
-        except (OSError, TransferError) as error:
-            sys.stderr.write(f"no delta from {old} to {new}: {error}\n")
+        except Exception as error:  # whatever it is, the version can be pulled whole
+            sys.stderr.write(f"no delta from {old} to {new}: {error!r}\n")
         if sink is not None:
             sink.close()
         return None

@@ -274,6 +274,23 @@ def test_deltas_are_made_beside_serving_and_bounded(
     assert not ask(0, 2) and ask(0, 1, 20)
 
 
+def test_a_delta_that_cannot_be_made_is_none_and_the_next_one_is(
+    source: Source, versions: list[WeightManifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> bool:
+        raise MemoryError("no room")
+
+    deltas = Deltas(source.root)
+    listed = {f"v1.{n}": [shard.name for shard in versions[n].shards] for n in range(4)}
+    with monkeypatch.context() as patch:
+        patch.setattr(delta_serving, "write_delta", fail)
+        for new in range(1, 4):
+            assert deltas.open("v1.0", f"v1.{new}", lambda name: listed.get(name, ()), 20) is None
+    file = deltas.open("v1.1", "v1.2", lambda name: listed.get(name, ()), 20)
+    assert file is not None
+    file.close()
+
+
 async def test_an_engine_serves_what_came_as_a_difference(server: Running, client: EngineClient, tmp_path: Path) -> None:
     near = a_little_trained(server.folder / "v1", tmp_path / "near")
     async with asyncio.timeout(40), Scene(tmp_path, "http", delta="always") as scene:
