@@ -20,8 +20,6 @@ MAX_KEPT = 3
 """Pairs of versions of which something is known or being made."""
 WAIT_S = 2.0
 """A request is answered after so long, with a delta or with the advice to ask again."""
-NICENESS = 10
-"""Of the thread that makes deltas: a trainer on the same cores comes first."""
 
 
 class Deltas:
@@ -31,7 +29,7 @@ class Deltas:
         self._root = root
         self._turn = threading.Lock()
         self._made: dict[tuple[str, str], concurrent.futures.Future[BinaryIO | None]] = {}
-        self._maker = concurrent.futures.ThreadPoolExecutor(1, "delta", _yield_to_others)
+        self._maker = concurrent.futures.ThreadPoolExecutor(1, "delta")
 
     def open(self, old: str, new: str, listed: Callable[[str], Collection[str]], wait_s: float = WAIT_S) -> BinaryIO | None:
         """The delta from one folder to another; None if there is none. `listed` tells the files of a folder that may be read.
@@ -92,9 +90,3 @@ def opened_tensors(stack: contextlib.ExitStack, folder: Path, files: Iterable[st
             handle = stack.enter_context(opened(folder / name, os.O_RDONLY))
             found.extend(OpenTensor(handle, place) for place in file_places(folder / name))
     return found
-
-
-def _yield_to_others() -> None:
-    # On Linux niceness is a thread's own.
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -1,9 +1,9 @@
 """What deltas of weights save: their size by learning rate, and their time next to whole pulls by the speed of the link.
 
-Run it as `python -m tests.bench.weight_delta [--million 64] [--rounds 3] [--published OLD NEW] [--json]`. Weights are random and
-trained by AdamW on random gradients, as float32 inside and published as asked for; `--published` adds the size of a delta between
-two folders that a trainer has published. Times take root and the commands ip and tc: source and puller are in two network
-namespaces with a link of that rate between; making the delta, applying and checking it are in them. Medians of rounds.
+Run it as `python -m tests.bench.weight_delta [--million 64] [--rounds 3] [--gbits 1 2 0] [--published OLD NEW] [--json]`. Weights
+are random and trained by AdamW on random gradients, as float32 inside, and published as asked for; `--published` adds that of a
+delta between two folders that a trainer has published. Times take root and the commands ip and tc: source and puller are in two
+network namespaces with a link of that rate between; making the delta, applying and checking it are in them. Medians of rounds.
 """
 
 import argparse
@@ -35,8 +35,6 @@ from schemas.records import WeightManifest
 from tests.bench.weight_transfer import THERE, namespaces, source
 from tests.weights.folders import TOKEN, described
 
-GBITS = (0.5, 1, 2, 4, 8, 0)
-"""Rates of the link; 0 is as fast as it is."""
 WARM_STEPS = 5
 SIZES = ((1e-6, "bfloat16", 1), (1e-6, "bfloat16", 4), (1e-5, "bfloat16", 1), (1e-3, "bfloat16", 1), (1e-6, "float32", 1))
 """Learning rate, type, steps between two versions."""
@@ -47,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--million", type=int, default=64, help="elements of the model")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gbits", nargs="*", type=float, default=[0.5, 1, 2, 4, 8, 0], help="of the link; 0 is as fast as it is")
     parser.add_argument("--published", nargs=2, type=Path, default=None, metavar=("OLD", "NEW"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--role", choices=["pull"], help="of a child process of this benchmark")
@@ -69,7 +68,7 @@ def main() -> None:
             print(one, file=sys.stderr, flush=True)
         make_versions(root, given.million, 1e-6, "bfloat16", 1)
         with namespaces() as (here, there):
-            told["links"] = [link(root, gbits, given.rounds, here, there) for gbits in GBITS]
+            told["links"] = [link(root, gbits, given.rounds, here, there) for gbits in given.gbits]
     finally:
         shutil.rmtree(root)
     print(json.dumps({"weight_delta": told}, indent=None if given.json else 1))
