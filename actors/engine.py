@@ -44,6 +44,8 @@ class _Serving:
     named_s: float
     is_sent: bool = False
     """Whether the server has it."""
+    is_leaving: bool = False
+    """Whether it is being handed over: the server is asked once at a time."""
 
 
 class InferenceServer(Protocol):
@@ -237,10 +239,12 @@ class Engine(Actor):
     async def _on_abort(self, incoming: Incoming) -> None:
         command = incoming.message
         if isinstance(command, Abort) and (serving := self._running.get(command.request)) is not None:
-            if command.hand_over:
-                await self._hand_over(serving)
-            else:
+            if not command.hand_over:
                 serving.task.cancel()
+            elif not serving.is_leaving:
+                # By a task of its own: a server that answers slowly must not keep the next commands waiting.
+                serving.is_leaving = True
+                self.spawn(self._hand_over(serving), f"hand over {command.request}")
 
     async def _hand_over(self, serving: _Serving) -> None:
         """End a generation at its newest token; the driver asks another engine for the rest."""
@@ -252,6 +256,8 @@ class Engine(Actor):
             await self._client.abort(serving.command.request)
         except EngineError as error:
             self.log.warning("generation not ended", request=serving.command.request, error=str(error))
+        finally:
+            serving.is_leaving = False
 
     async def _on_lease(self, incoming: Incoming) -> None:
         """A driver names its episodes; its generations for others are nobody's after a while."""

@@ -13,7 +13,7 @@ from actors.engine import Engine
 from actors.runtime import engines
 from asearch.engines.client import GeneratedChunk, VersionSpan
 from asearch.models.tokenizer import Tokenizer
-from schemas.commands import Heartbeat
+from schemas.commands import Abort, Heartbeat
 from schemas.events import EpisodeFinished, PolicyPublished, TokensGenerated
 from schemas.records import Version, WeightManifest
 from tests.actors.acting import answer, prompt_of, silence
@@ -34,7 +34,9 @@ class HalfwayServer:
         self.n_streamed, self.n_more = n_streamed, n_more
         self.version = ""
         self._aborted = asyncio.Event()
-        self.n_served = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.n_served = self.n_aborts = 0
 
     async def pause(self, mode: str = "retract") -> None: ...
 
@@ -44,6 +46,8 @@ class HalfwayServer:
         self.version = version
 
     async def abort(self, rid: str) -> None:
+        self.n_aborts += 1
+        await self.answers.wait()
         self._aborted.set()
 
     async def generate(
@@ -118,6 +122,25 @@ async def test_an_engine_that_leaves_loses_no_token(cast: Cast, tokenizer: Token
     assert driver.gauges()["n_tokens"] == len(tokenizer.encode(TEXT)) == finished.n_tokens_generated
     last = [beat for beat in beats if beat.state == "draining"]
     assert last and last[0].leaves_by_ns > last[0].at_ns
+
+
+async def test_a_server_that_answers_slowly_keeps_no_other_command_waiting(cast: Cast, tokenizer: Tokenizer) -> None:
+    await publish(cast.stage)
+    server = HalfwayServer(tokenizer, 2, 3)
+    server.answers.clear()
+    engine = await real_engine(cast, server)
+    await cast.driver()
+    for name in ("e0", "e1"):
+        await cast.ask(request(name))
+    await until(lambda: server.n_served == 2)
+    first, second = engine._running
+    client = await cast.stage.connect("client")
+    for command in (Abort(request=first, hand_over=True), Abort(request=first, hand_over=True), Abort(request=second)):
+        await client.publish(command, key="engine-0")
+    await until(lambda: list(engine._running) == [first])
+    assert server.n_aborts == 1
+    server.answers.set()
+    await until(lambda: engine.gauges()["n_handed_over"] >= 1)
 
 
 async def test_what_waits_for_weights_is_handed_over_too(cast: Cast, tokenizer: Tokenizer) -> None:
