@@ -14,7 +14,7 @@ from asearch.errors import ConfigError
 from asearch.models.config import ModelConfig
 
 TALLIES = "tallies"
-"""Folder of the run in which each embedded server counts the tokens that it has sampled, in a file named after its engine."""
+"""Folder of the run in which each server that is started counts the tokens it has sampled, in files named after its engine."""
 
 
 def inference_process(
@@ -39,7 +39,7 @@ def inference_process(
 
 
 def tokens_sampled(run_dir: Path) -> int:
-    """What all embedded servers of a run have sampled, killed ones included."""
+    """What all servers that the run started have sampled, killed ones included; 0 where they do not count."""
     folder = run_dir / TALLIES
     return sum(read_tally(path) for path in folder.iterdir()) if folder.is_dir() else 0
 
@@ -67,6 +67,7 @@ def _launch(context: Context, model_dir: str) -> Launch:
             seed=settings.seed,
             max_context_tokens=settings.agent.max_context_tokens,
             name=f"start-{context.platform.new_id()}",
+            tally=context.run_dir / TALLIES / context.actor_id,
         )
     return _embedded(context, model_dir)
 

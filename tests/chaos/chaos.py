@@ -68,6 +68,7 @@ async def chaos(folder: Path, scale: Scale, seed: int, faults: list[Fault], say:
         left_over=await left_over(folder, local.run_dir),
         tokens_sampled=tokens_sampled(local.run_dir),
         idle_s=idle_s(policy),
+        engine=settings.engine.kind,
     )
     (local.run_dir / "faults.jsonl").write_bytes(
         b"".join(msgspec.json.encode(each.to_json()) + b"\n" for each in injector.struck)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_a_cpu_gets_the_flags_and_shims_that_it_needs(model: Path, tmp_path: Pat
     launched = started(model, tmp_path, threads=3)
     assert (flag(launched, "--device"), flag(launched, "--attention-backend")) == ("cpu", "torch_native")
     assert flag(launched, "--max-total-tokens") == "65536"
+    assert "--sleep-on-idle" in launched.argv
     assert launched.env is not None
     assert (Path(launched.env["PYTHONPATH"]) / "sgl_kernel" / "__init__.py").is_file()
     assert (launched.env["SGLANG_USE_CPU_ENGINE"], launched.env["OMP_NUM_THREADS"]) == ("1", "3")
@@ -66,8 +68,20 @@ def test_a_gpu_gets_neither(model: Path, tmp_path: Path) -> None:
     launched = started(model, tmp_path, device="cuda")
     assert flag(launched, "--device") == "cuda"
     assert launched.env is not None
-    assert not {"--attention-backend", "--dtype", "--max-total-tokens"} & set(launched.argv)
+    assert not {"--attention-backend", "--dtype", "--max-total-tokens", "--sleep-on-idle"} & set(launched.argv)
     assert not {"PYTHONPATH", "SGLANG_USE_CPU_ENGINE", "OMP_NUM_THREADS"} & set(launched.env)
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_a_server_is_told_where_to_count_and_finds_what_counts(model: Path, tmp_path: Path, where: str) -> None:
+    settings = EngineSettings(kind="sglang", python=python(tmp_path), device=where)
+    env = launch(settings, model, 1, seed=0, max_context_tokens=100, tally=tmp_path / "tallies" / "engine-0", environ={}).env
+    assert env is not None and env["ASEARCH_TALLY"] == str(tmp_path / "tallies" / "engine-0")
+    folders = env["PYTHONPATH"].split(os.pathsep)
+    found = [each for distribution in distributions(path=folders) for each in distribution.entry_points]
+    assert [(each.group, each.value) for each in found] == [("sglang.srt.plugins", "asearch_tally:register")]
+    assert any((Path(folder) / "asearch_tally.py").is_file() for folder in folders)
+    assert ((FOLDER / "cpu") in map(Path, folders)) is (where == "cpu")
 
 
 def test_the_environment_is_ours_but_for_what_leads_to_our_packages(model: Path, tmp_path: Path) -> None:
@@ -86,6 +100,7 @@ def test_given_flags_pass_untouched_and_replace_ours(model: Path, tmp_path: Path
     assert launched.argv[-5:] == ["--tp-size", "2", "--dtype=bfloat16", "--stream-interval", "1"]
     assert "--dtype" not in launched.argv
     assert flag(launched, "--stream-interval") == "1"
+    assert started(model, tmp_path, args=["--sleep-on-idle"]).argv.count("--sleep-on-idle") == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ import psutil
 from models.models_for_tests import small_config, write_model, write_tokenizer
 
 from actors.runtime.broker import free_port
+from actors.runtime.launching import TALLIES, tokens_sampled
 from asearch.configuration.engine import EngineSettings
 from asearch.engines.sglang.launch import launch
 
@@ -39,7 +41,9 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log = folder / "server.log"
-        launched = launch(SETTINGS, folder / "v1", free_port(), seed=0, max_context_tokens=CONTEXT_TOKENS)
+        self.run_dir = folder / f"run-{uuid.uuid4().hex}"
+        tally = self.run_dir / TALLIES / "engine-0"
+        launched = launch(SETTINGS, folder / "v1", free_port(), seed=0, max_context_tokens=CONTEXT_TOKENS, tally=tally)
         self.url = launched.url() or ""
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -57,6 +61,10 @@ class Server:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
+
+    def n_sampled(self) -> int:
+        """Tokens that it has counted."""
+        return tokens_sampled(self.run_dir)
 
     def stop(self) -> None:
         """End it and all its processes."""

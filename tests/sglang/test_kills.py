@@ -38,6 +38,7 @@ def test_killed_engines_and_ranks_cost_nothing_but_time(tmp_path: Path, monkeypa
     print(result)
     assert result["ok"], (result["failed"], result["problems"], result["left_over"], said)
     assert result["by_kind"] == dict.fromkeys(sorted(KINDS), EACH)
-    assert result["regenerated_ratio"] is not None
+    # Servers have counted, so that the bar on tokens that were generated again says something.
+    assert result["tokens_sampled"] > result["turns_done"] > 0
     assert (result["lost"], result["double_counted"], result["nonterminal"]) == (0, 0, 0)
     assert not alive([*(servers() - before)])

@@ -44,6 +44,24 @@ async def test_greedy_tokens_are_those_of_the_reference(server: Server, client: 
     assert len(request.chunks) > 3
 
 
+async def test_the_server_counts_what_it_samples_whether_it_is_streamed_or_not(server: Server, client: EngineClient) -> None:
+    before = server.n_sampled()
+    whole = await done(client, PROMPT, "counted")
+    assert server.n_sampled() - before == len(whole.ids) == 60
+    short = await done(client, PROMPT, "counted-short", max_new_tokens=1)
+    left = Request(client, PROMPT, "counted-left", max_new_tokens=400)
+    await left.reached(17)
+    await client.pause()
+    await client.resume()
+    await client.abort("counted-left")
+    await left.task
+    assert left.finish == "abort"
+    # The step that is under way when a request is ended may sample one more.
+    assert 0 <= server.n_sampled() - before - 60 - len(short.ids) - len(left.ids) <= 1
+    assert await client.health(20.0)
+    assert server.n_sampled() - before - 60 - len(short.ids) - len(left.ids) <= 1
+
+
 SAMPLED = [{"top_k": -1}, {"temperature": 2.0}, {"temperature": 0.5, "top_p": 0.8}, {"temperature": 1.5, "top_k": 3}]
 
 

@@ -28,6 +28,8 @@ _CPU_FLAGS: dict[str, tuple[str, ...]] = {
     "--disable-cuda-graph": (),
     "--dtype": ("float32",),
     "--mem-fraction-static": ("0.05",),
+    # Without it the scheduler asks its sockets again and again, and an idle server takes a core from everybody else.
+    "--sleep-on-idle": (),
 }
 _OTHER_WEIGHTS = ("--tp", "--tensor-par", "--pp", "--pipeline-par", "--dp", "--data-par", "--ep", "--dtype", "--quant")
 """Beginnings of flags after which a server does not hold whole parameters of float32."""
@@ -81,9 +83,13 @@ def launch(
     seed: int,
     max_context_tokens: int,
     name: str | None = None,
+    tally: Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Launch:
-    """Start of a server of `model_dir` on a port of loopback; it says `name` until it is given weights. Raises ConfigError."""
+    """Start of a server of `model_dir` on a port of loopback; it says `name` until it is given weights. Raises ConfigError.
+
+    It counts the tokens that it samples in a file whose name begins with `tally`.
+    """
     check_args(settings.args)
     where = device(settings)
     flags: dict[str, tuple[str, ...]] = {
@@ -105,7 +111,7 @@ def launch(
     ours = [word for flag, values in flags.items() if flag not in given for word in (flag, *values)]
     return Launch(
         argv=[str(interpreter(settings)), str(FOLDER / "launch_server.py"), *ours, *settings.args],
-        env=_environment(os.environ if environ is None else environ, where, settings.threads),
+        env=_environment(os.environ if environ is None else environ, where, settings.threads, tally),
         port=port,
         name=name,
     )
@@ -115,7 +121,7 @@ def _context_length(model_dir: Path, max_context_tokens: int) -> int:
     return min(max_context_tokens + RESERVED_TOKENS, ModelConfig.load(model_dir).max_positions)
 
 
-def _environment(environ: Mapping[str, str], where: str, threads: int) -> dict[str, str]:
+def _environment(environ: Mapping[str, str], where: str, threads: int, tally: Path | None) -> dict[str, str]:
     kept = {name: value for name, value in environ.items() if name not in _NOT_INHERITED and not name.endswith(_SECRET)}
     kept |= {
         # The log-probabilities of the model itself, before temperature: what the trainer computes, and the embedded engine says.
@@ -125,6 +131,11 @@ def _environment(environ: Mapping[str, str], where: str, threads: int) -> dict[s
         "PYTHONUNBUFFERED": "1",
         parent.VARIABLE: str(os.getpid()),
     }
+    ours: list[str] = []
     if where == "cpu":
-        kept |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(FOLDER / "cpu")}
-    return kept
+        kept |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": str(threads)}
+        ours.append(str(FOLDER / "cpu"))
+    if tally is not None:
+        kept["ASEARCH_TALLY"] = str(tally.absolute())
+        ours.append(str(FOLDER / "plugin"))
+    return kept | ({"PYTHONPATH": os.pathsep.join(ours)} if ours else {})
