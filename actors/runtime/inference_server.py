@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -14,7 +14,7 @@ from actors.runtime.platform import Platform, Process
 from actors.runtime.supervisor import Intensity, tail
 from asearch.configuration.engine import EngineSettings
 from asearch.engines.client import EngineClient
-from asearch.engines.launch import Launch
+from asearch.engines.launch import Launch, Removable
 from asearch.errors import EngineError
 
 STOP_GRACE_S = 5.0
@@ -59,6 +59,7 @@ class InferenceProcess:
         self._session: aiohttp.ClientSession | None = None
         self._process: Process | None = None
         self._client: EngineClient | None = None
+        self._left: Sequence[Removable] = ()
         self._intensity = Intensity(settings.max_restarts, settings.restart_period_s)
         self._log = structlog.get_logger()
         self.n_starts = 0
@@ -76,6 +77,8 @@ class InferenceProcess:
                 launched.port_file.unlink(missing_ok=True)
             self._process = await self._platform.spawn(launched.argv, env=launched.env, log_path=self._log_path)
         self._client = await self._until_ready(launched, begun_s)
+        if launched is not None and self._process is not None:
+            self._left = launched.left_by(self._process.pid)
         if launched is None:
             await self._client.resume()  # an engine that died may have left it paused
             await self._client.check_logprobs()
@@ -178,10 +181,16 @@ class InferenceProcess:
         return f"the inference server did not say {n_failed} times in a row that it is well"
 
     async def _kill(self) -> None:
-        """SIGKILL to the whole process group; the server leads one, as every process that a platform starts."""
+        """SIGKILL to the whole process group, and what it has left is taken away.
+
+        The server leads the group, as every process that a platform starts.
+        """
         process, self._process = self._process, None
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+        for each in self._left:
+            each.remove()
+        self._left = ()

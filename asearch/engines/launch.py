@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+
+class Removable(Protocol):
+    """Something that a process leaves behind."""
+
+    def remove(self) -> None:
+        """Take it away; harmless where it is gone."""
+        ...
+
+
+def _nothing(_group: int) -> Sequence[Removable]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +31,8 @@ class Launch:
     port_file: Path | None = None
     name: str | None = None
     """Weight version that the server says until it is given another: whoever answers without it is another server."""
+    left_by: Callable[[int], Sequence[Removable]] = _nothing
+    """What the server's group of processes would leave behind if it were killed now."""
 
     def url(self) -> str | None:
         """Where the server listens; None while it has not said so."""

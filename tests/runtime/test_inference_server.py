@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,29 @@ async def test_a_server_that_was_killed_is_started_again(tmp_path: Path) -> None
         client = await keeper.restart(why)
         assert await client.health()
         assert keeper.n_starts == len(set(starts(tmp_path))) == 2
+
+
+async def test_what_a_server_leaves_is_taken_away_once_it_is_dead(tmp_path: Path) -> None:
+    taken: list[tuple[int, bool]] = []
+
+    class Left:
+        def __init__(self, pid: int) -> None:
+            self.pid = pid
+
+        def remove(self) -> None:
+            taken.append((self.pid, psutil.pid_exists(self.pid)))
+
+    def launch() -> Launch:
+        return replace(bare(tmp_path)(), left_by=lambda pid: [Left(pid)])
+
+    async with keeping(tmp_path, launch) as keeper:
+        await keeper.start()
+        os.kill(starts(tmp_path)[0], signal.SIGKILL)
+        await keeper.restart(await keeper.failure())
+        first, second = starts(tmp_path)
+        assert taken == [(first, False)]
+        await keeper.stop()
+    assert taken == [(first, False), (second, False)]
 
 
 async def test_a_server_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from models.models_for_tests import VOCAB
 
 from actors.engine import Engine
 from asearch.agents.packed import pack_ids, unpack_ids
+from asearch.engines.sglang.shared_memory import left_by
 from schemas.commands import Generate, GenerationChunk
 from schemas.events import PolicyPublished
 from schemas.records import Column, Version, WeightManifest
@@ -132,16 +133,21 @@ class Asking:
 async def test_an_engine_serves_updates_refuses_and_replaces_its_server(stage: Stage, models: Path) -> None:
     asking = Asking(stage, models)
     await asking.start()
+    left = left_by(asking.server().pid)
+    assert left
     processes = family(asking.server().pid)
     assert len(processes) >= 3
     try:
         await _serves(asking)
         await _refuses(asking)
         await _replaces(asking, processes)
+        assert not [each.path for each in left if each.path.exists()]
+        left = left_by(asking.server().pid)
         processes = family(asking.server().pid)
     finally:
         await asking.end()
     await until(lambda: not alive(processes), 30.0)
+    assert left and not [each.path for each in left if each.path.exists()]
 
 
 async def _serves(asking: Asking) -> None:

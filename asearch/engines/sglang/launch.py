@@ -13,6 +13,7 @@ from pathlib import Path
 from asearch import parent
 from asearch.configuration.engine import EngineSettings, check_args
 from asearch.engines.launch import Launch
+from asearch.engines.sglang.shared_memory import left_by
 from asearch.errors import ConfigError
 from asearch.models.config import ModelConfig
 
@@ -114,6 +115,7 @@ def launch(
         env=_environment(os.environ if environ is None else environ, where, settings.threads, tally),
         port=port,
         name=name,
+        left_by=left_by,
     )
 
 
