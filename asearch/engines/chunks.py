@@ -124,6 +124,8 @@ class Chunks:
         n_new = end - n_before
         if n_new < 0:
             raise EngineError(f"the stream went back from {n_before} to {end} tokens")
+        if n_new == 0:
+            return  # SGLang says the last token once more where it ends a request that waits
         ids = _newest(event.output_ids or [], n_new, end, "output ids")
         for entry, token in zip(_newest(meta.output_token_logprobs or [], n_new, end, "logprobs"), ids, strict=True):
             if entry[0] is None or not math.isfinite(entry[0]) or entry[1] != token:

@@ -21,7 +21,7 @@ DOUBLE = ("double_outcome", "two_verdicts", "group_twice")
 MOST_REGENERATED = 0.05
 MOST_TOKENS_REGENERATED = 0.02
 """Where only ranks, engines and servers are killed."""
-MOST_IDLE_S = {"embedded": 60.0, "sglang": 180.0}
+MOST_IDLE_S = {"embedded": 60.0, "sglang": 150.0}
 """Of the trainer, from one step to the next, there, by what serves. A process comes up within seconds, whether it holds a GPU's
 memory or none; Megatron takes ten seconds of CPU to import, and this machine may be busy. While the only SGLang server is down
 nothing is generated that could be trained on: it imports for a minute of CPU and is ready 40 to 65 s after its start, before the

@@ -111,7 +111,7 @@ def test_bars_of_runs_whose_ranks_and_engines_alone_are_killed() -> None:
     # A server of SGLang takes a minute to come up.
     slow = replace(good, idle_s=[100.0], engine="sglang")
     assert verdict(killed, slow, an_audit(), learns=False)["ok"]
-    assert not verdict(killed, replace(slow, idle_s=[181.0]), an_audit(), learns=False)["ok"]
+    assert not verdict(killed, replace(slow, idle_s=[151.0]), an_audit(), learns=False)["ok"]
     other = [*killed, Struck(Fault(3, "kill_driver", 0, 0.0), "driver-0", 1, 0.0, recovered_s=1.0)]
     assert verdict(other, replace(good, tokens_sampled=2000), an_audit(), learns=False)["ok"]
 

@@ -54,6 +54,14 @@ def test_after_a_load_they_are_held_back_until_the_server_says_whose_they_are() 
     assert chunks.n_held == 0
 
 
+def test_a_request_that_is_ended_while_it_waits_has_its_last_token_said_twice() -> None:
+    chunks = Chunks(lambda: True)
+    chunks.take(event(17, 17))
+    last = chunks.take(event(17, 1, spans=[("v1", 0, 17)], finish_reason={"type": "abort", "message": "Abort in waiting queue"}))
+    assert last is not None
+    assert (last.offset, last.ids, last.logprobs, last.versions, last.finish) == (17, [], [], [], "abort")
+
+
 def test_another_name_holds_them_back_too() -> None:
     chunks = Chunks(lambda: True)
     chunks.take(event(4, 4))
