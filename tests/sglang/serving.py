@@ -17,6 +17,7 @@ from actors.runtime.broker import free_port
 from actors.runtime.launching import TALLIES, tokens_sampled
 from asearch.configuration.engine import EngineSettings
 from asearch.engines.sglang.launch import launch
+from asearch.engines.sglang.shared_memory import left_by
 
 START_S = 400.0
 CONTEXT_TOKENS = 480
@@ -68,9 +69,12 @@ class Server:
 
     def stop(self) -> None:
         """End it and all its processes."""
+        left = left_by(self.process.pid)
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for each in left:
+            each.remove()
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -47,6 +47,10 @@ def test_the_result_is_that_of_the_embedded_engine(tmp_path: Path) -> None:
     embedded, real = (trained(tmp_path, kind) for kind in KINDS)
     assert paths(real) == paths(embedded)
     assert real["ended"] == "completed"
+    # Both kinds of servers count what they sample; nothing was lost.
+    for each in (embedded, real):
+        recorded = each["tokens"]["generated"] + each["tokens"]["evaluation"]
+        assert recorded <= each["tokens_sampled"] <= 1.02 * recorded
     # Greedy evaluation of the same warm start: the same tokens but for ties in the last digits.
     for key in ("n", "accuracy", "searches_per_episode", "tokens_per_episode"):
         assert real["eval"]["before"][key] == pytest.approx(embedded["eval"]["before"][key], rel=0.05, abs=0.06)

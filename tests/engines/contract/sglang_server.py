@@ -11,6 +11,7 @@ from pathlib import Path
 
 from asearch.configuration.engine import EngineSettings
 from asearch.engines.sglang.launch import launch
+from asearch.engines.sglang.shared_memory import left_by
 from asearch.models.config import ModelConfig
 from engines.contract.served import Served
 
@@ -39,9 +40,12 @@ class SglangServer:
     def kill(self) -> None:
         """Ends the server and its children with SIGKILL."""
         if self._process is not None:
+            left = left_by(self._process.pid)
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+            for each in left:
+                each.remove()
 
     def _start(self, streams: str, version: str) -> None:
         with socket.socket() as free:
