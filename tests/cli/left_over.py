@@ -1,8 +1,13 @@
 """What a command has left running."""
 
 import os
+import shutil
+from pathlib import Path
 
 import psutil
+
+from actors.runtime.local_run import SHARED_MEMORY
+from actors.runtime.run_files import read_run_file
 
 
 def processes_of(folder: object) -> list[str]:
@@ -13,3 +18,11 @@ def processes_of(folder: object) -> list[str]:
         if str(folder) in line and process.pid != os.getpid():
             found.append(line)
     return found
+
+
+def remove_weights(root: Path) -> None:
+    """The weights that the killed runs of a folder have left in shared memory."""
+    for file in root.glob("*/run.json"):
+        folder = Path(read_run_file(file.parent).weights_dir)
+        if SHARED_MEMORY in folder.parents:
+            shutil.rmtree(folder, ignore_errors=True)

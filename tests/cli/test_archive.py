@@ -32,6 +32,7 @@ from asearch.models.tokenizer import Tokenizer
 from schemas.codec import decode_trajectory
 from schemas.events import EpisodeGraded
 from schemas.records import Reward, Segment
+from tests.cli.left_over import remove_weights
 
 TRAIN = (sys.executable, "-m", "actors.cli.main", "train", "toy", "--seed", "3", "--json")
 SMALL = (
@@ -363,6 +364,7 @@ def test_run_that_was_killed_as_a_whole_is_archived_as_far_as_it_came(ended: tup
                 time.sleep(0.05)
         finally:
             kill_all(process.pid, runs)
+            remove_weights(runs)
     with path.open("ab") as file:
         file.write(b'{"episode":"t-9-0-0","seq')
     done = invoke(archive_command, "long", "--runs", str(runs), "--json")

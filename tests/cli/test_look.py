@@ -27,7 +27,7 @@ from actors.runtime.workspace import Process, Workspace
 from asearch.configuration.settings import Settings
 from asearch.traces.plain_text import plain
 from schemas.archive import OUTCOMES
-from tests.cli.left_over import processes_of
+from tests.cli.left_over import processes_of, remove_weights
 from tests.cli.looked_at import Ended, asearch, command, kill_whole, start, until
 
 RUN = "looked"
@@ -61,6 +61,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(held.supervisor.pid, signal.SIGTERM)
             held.supervisor.wait(60)
+        remove_weights(root)
 
 
 @pytest.fixture(scope="module")
