@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -31,6 +32,12 @@ def _phase(report: RunReport) -> str:
         if ends.open:
             return f"eval_{label}"
     return "start" if report.journal.version is None else "train"
+
+
+def phases_of(report: RunReport, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by phase, in their order; 0 for one that was over between two looks at the run."""
+    moments = ("start", *(f"eval_{label}" for label in report.accounts.labels), "train", "stop")
+    return {name: round(value, 1) for name, value in {**seconds, **{n: seconds.get(n, 0.0) for n in moments}}.items()}
 
 
 class RunFailedError(AsearchError):
@@ -142,7 +149,7 @@ class Session:
         return url
 
     def _report(self, view: View, ended: RunEnded) -> None:
-        phases_s = {name: round(value, 1) for name, value in self.local.phases.seconds.items()}
+        phases_s = phases_of(view.report, self.local.phases.seconds)
         result = view.report.to_json()
         result["run"] = self.local.run
         result["wall_s"] = round(self.local.platform.monotonic() - self._begun_s, 1)

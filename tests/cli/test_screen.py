@@ -8,6 +8,7 @@ from rich.console import Console
 from actors.cli.marks import clock, histogram, identity_lines, percent, seconds, sparkline
 from actors.cli.plain import phase_of, progress_of
 from actors.cli.screen import Frame, LiveScreen, final_summary
+from actors.cli.session import phases_of
 from tests.cli.frames import NOW_NS, busy_frame, folded
 from tests.evaluation.stories import Story, two_steps
 
@@ -139,3 +140,12 @@ def test_a_process_without_heartbeats_is_shown_as_running() -> None:
     assert shown["corpus"] == "running"
     assert shown["tool-0"] == "starting"
     assert shown["driver-0"] == "not"
+
+
+def test_a_phase_that_nobody_saw_is_told_with_the_others() -> None:
+    report = busy_frame().report
+    assert report.accounts.labels
+    evaluations = [f"eval_{label}" for label in report.accounts.labels]
+    told = phases_of(report, {"warmstart": 1.04, "start": 2.0, "train": 3.25})
+    assert told == {"warmstart": 1.0, "start": 2.0, "train": 3.2, **dict.fromkeys(evaluations, 0.0), "stop": 0.0}
+    assert set(phases_of(report, dict.fromkeys(told, 1.0))) == set(told)
