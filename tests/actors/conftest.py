@@ -75,7 +75,7 @@ class Stage:
         async with aclosing(self.buses[0].read(stream, events=types, follow=False)) as reader:
             return [stored.event async for stored in reader if stored.event is not None]
 
-    async def wait_for(self, stream: str, *types: type[Event], n: int = 1, timeout_s: float = 15.0) -> list[Event]:
+    async def wait_for(self, stream: str, *types: type[Event], n: int = 1, timeout_s: float = 30.0) -> list[Event]:
         """The first `n` facts of these types."""
         found: list[Event] = []
         async with asyncio.timeout(timeout_s), aclosing(self.buses[0].read(stream, events=types)) as reader:

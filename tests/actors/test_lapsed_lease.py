@@ -14,7 +14,7 @@ async def test_the_episodes_of_a_silent_driver_are_asked_for_again(stage: Stage)
     episodes = [event.episode for event in first if isinstance(event, EpisodeRequested)]
     driver = await stage.connect("driver")
     await driver.publish(Lease(driver="driver-0", at_ns=0, episodes=episodes), key="driver-0")
-    everything = await stage.wait_for("plan", EpisodeRequested, n=54, timeout_s=10.0)
+    everything = await stage.wait_for("plan", EpisodeRequested, n=54, timeout_s=30.0)
     again = [event for event in everything[27:] if isinstance(event, EpisodeRequested)]
     assert {event.episode for event in again} == set(episodes)
     assert {event.attempt for event in again} == {1}

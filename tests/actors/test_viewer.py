@@ -110,7 +110,7 @@ class Feed:
         self._answer = answer
         self.position = ""
 
-    async def next(self, kind: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    async def next(self, kind: str, timeout_s: float = 30.0) -> dict[str, Any]:
         """The data of the next event of a kind."""
         found, data = "", b""
         async with asyncio.timeout(timeout_s):

@@ -60,14 +60,14 @@ def ended(n: int) -> events.RunEnded:
     return events.RunEnded(id=f"end-{n}", run="r", reason=str(n))
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Wait for a condition, with a deadline."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 -- what it waits for has no event
             await asyncio.sleep(0.01)
 
 
-async def within(work: Awaitable[object], timeout_s: float = 10.0) -> object:
+async def within(work: Awaitable[object], timeout_s: float = 30.0) -> object:
     """The result, with a deadline."""
     async with asyncio.timeout(timeout_s):
         return await work
