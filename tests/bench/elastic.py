@@ -44,7 +44,7 @@ RUN = "elastic"
 LEAST, MOST = 1, 3
 KILLED_SHARE = 0.5
 PLACES = 8
-NOMINAL_TOKENS_PER_S = 180.0
+NOMINAL_TOKENS_PER_S = 260.0
 """Of one engine, for the number of steps that fills the minutes."""
 NOMINAL_TOKENS_PER_EPISODE = 40.0
 LOOK_S = 1.0
