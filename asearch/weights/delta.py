@@ -51,13 +51,16 @@ class OpenTensor:
     place: TensorPlace
 
     def read(self, first: int, n_elements: int) -> "NDArray[np.unsignedinteger]":
-        """Elements from the file, as numbers of the same width. Raises OSError, ChecksumError if the file is too short."""
+        """Elements from the file, as numbers of the same width. Raises ChecksumError if it cannot be read or is too short."""
         kind = element_type(self.place)
         found = np.empty(n_elements, kind)
         view = found.data.cast("B")
         at = self.place.extent.start + first * kind.itemsize
         while view:
-            n = os.preadv(self.handle, [view], at)
+            try:
+                n = os.preadv(self.handle, [view], at)
+            except OSError as error:
+                raise ChecksumError(f"the file of {self.place.extent.name} cannot be read: {error}") from error
             if not n:
                 raise ChecksumError(f"the file of {self.place.extent.name} ends early")
             view, at = view[n:], at + n

@@ -16,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from asearch.errors import ChecksumError, TransferError, WeightsGoneError
-from asearch.weights.checking import BLOCK_BYTES, SUFFIX, file_places
+from asearch.weights.checking import BLOCK_BYTES, MAX_COMPANION_BYTES, SUFFIX, file_places
 from asearch.weights.delta import DELTA_FROM, OpenTensor, Patch, alike, head_bytes, opened, part_bytes
 from asearch.weights.pulling import PROGRESS, Pull
 from asearch.weights.ranges import Connection, NotReadyError, Origin
@@ -75,7 +75,8 @@ class DeltaPull(Pull):
     def _bring_companion(self, connection: Connection, name: str, size_bytes: int, checksum: str) -> None:
         """Files beside the weights are often the old ones."""
         here = self._base / name
-        if "/" not in name and not name.startswith(".") and here.is_file() and here.stat().st_size == size_bytes:
+        is_bounded = size_bytes <= MAX_COMPANION_BYTES and "/" not in name and not name.startswith(".")
+        if is_bounded and here.is_file() and here.stat().st_size == size_bytes:
             data = here.read_bytes()
             if xxhash.xxh3_128_hexdigest(data) == checksum:
                 (self._partial / name).write_bytes(data)
@@ -112,12 +113,15 @@ class DeltaPull(Pull):
                     self._halt(self._stop)
 
     def _parts(self, stack: contextlib.ExitStack, sizes: Sequence[int]) -> list[_Part]:
-        old = {
-            place.extent.name: OpenTensor(handle, place)
-            for path in sorted(self._base.glob(f"*{SUFFIX}"))
-            for handle in [stack.enter_context(opened(path, os.O_RDONLY))]
-            for place in file_places(path)
-        }
+        try:
+            old = {
+                place.extent.name: OpenTensor(handle, place)
+                for path in sorted(self._base.glob(f"*{SUFFIX}"))
+                for handle in [stack.enter_context(opened(path, os.O_RDONLY))]
+                for place in file_places(path)
+            }
+        except OSError as error:
+            raise ChecksumError(f"the old version in {self._base} cannot be read: {error}") from error
         parts: list[_Part] = []
         at = head_bytes(len(sizes))
         for shard in sorted(self._manifest.shards, key=lambda shard: shard.name):
@@ -149,6 +153,7 @@ class DeltaPull(Pull):
 
     def _patch_run(self, url: str, run: Sequence[_Part], failed: threading.Event) -> None:
         """Consecutive tensors; a connection that breaks off goes on where it was."""
+        self._halt(failed)
         patches = _Patches(run)
 
         def come(data: memoryview) -> None:

@@ -37,10 +37,11 @@ class Deltas:
         Raises NotReadyError if it takes longer than `wait_s`.
         """
         with self._turn:
-            if not listed(old) or not listed(new):
+            # One that is made no longer needs the old version.
+            if not listed(new) or not (listed(old) or (old, new) in self._made):
                 return None
             if (old, new) not in self._made:
-                self._forget(lambda name: bool(listed(name)))
+                self._forget(listed)
                 if len(self._made) >= MAX_KEPT:
                     return None
                 self._made[old, new] = self._maker.submit(self._make, old, sorted(listed(old)), new, sorted(listed(new)))
@@ -48,18 +49,27 @@ class Deltas:
         try:
             file = future.result(wait_s)
             # A reader keeps its handle when the pair is forgotten.
-            return None if file is None else os.fdopen(os.dup(file.fileno()), "rb", buffering=0)  # type: ignore[return-value]
+            with self._turn:
+                return None if file is None else os.fdopen(os.dup(file.fileno()), "rb", buffering=0)  # type: ignore[return-value]
         except concurrent.futures.TimeoutError:
             raise NotReadyError(f"the delta from {old} to {new} is being made") from None
         except (OSError, ValueError):
             return None
 
-    def _forget(self, is_listed: Callable[[str], bool]) -> None:
-        """Let go of pairs of which a version has been deleted, and of the oldest finished one where there are too many."""
+    def forget(self, listed: Callable[[str], Collection[str]]) -> None:
+        """Give back the room of deltas whose version has been deleted."""
+        with self._turn:
+            self._close([pair for pair, future in self._made.items() if future.done() and not listed(pair[1])])
+
+    def _forget(self, listed: Callable[[str], Collection[str]]) -> None:
+        """Let go of pairs whose version has been deleted; of too many, of one without its old version, or the oldest."""
         done = [pair for pair, future in self._made.items() if future.done()]
-        gone = [pair for pair in done if not (is_listed(pair[0]) and is_listed(pair[1]))]
+        gone = [pair for pair in done if not listed(pair[1])]
         if not gone and len(self._made) >= MAX_KEPT:
-            gone = done[:1]
+            gone = sorted(done, key=lambda pair: bool(listed(pair[0])))[:1]
+        self._close(gone)
+
+    def _close(self, gone: Iterable[tuple[str, str]]) -> None:
         for pair in gone:
             file = self._made.pop(pair).result()
             if file is not None:
@@ -78,7 +88,8 @@ class Deltas:
         except Exception as error:  # whatever it is, the version can be pulled whole
             sys.stderr.write(f"no delta from {old} to {new}: {error!r}\n")
         if sink is not None:
-            sink.close()
+            with contextlib.suppress(OSError):  # a full disk is met again when what is buffered is written
+                sink.close()
         return None
 
 

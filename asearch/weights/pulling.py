@@ -126,11 +126,11 @@ class Pull:
         """
         if self._spare is not None and self._spare.is_dir() and not self._partial.exists():
             self._spare.rename(self._partial)
-            names = {each.name for each in (*self._manifest.shards, *self._manifest.companions)}
-            for path in self._partial.iterdir():
-                if path.name not in names:
-                    path.unlink()
         self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+        names = {PROGRESS, *(each.name for each in (*self._manifest.shards, *self._manifest.companions))}
+        for path in self._partial.iterdir():
+            if path.name not in names:
+                path.unlink()
 
     def _bring_companion(self, connection: Connection, name: str, size_bytes: int, checksum: str) -> None:
         if size_bytes > MAX_COMPANION_BYTES or "/" in name or name.startswith("."):

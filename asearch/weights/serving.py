@@ -91,6 +91,10 @@ class Announced:
             return None
         return os.fdopen(handle, "rb", buffering=0)  # type: ignore[return-value]
 
+    def forget(self) -> None:
+        """Give back the room of deltas to versions that are deleted."""
+        self._deltas.forget(lambda name: self._listed().get(name, ()))
+
     @contextlib.contextmanager
     def reading(self, path: str) -> Generator[None]:
         """While a file is sent: its folder is told of as one that is read."""
@@ -263,6 +267,7 @@ class WeightServer(http.server.ThreadingHTTPServer):
     def service_actions(self) -> None:
         """Twice a second."""
         self.announced.note()
+        self.announced.forget()
 
     def server_bind(self) -> None:
         """Bind without asking a name server for the name of the address."""

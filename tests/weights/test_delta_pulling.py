@@ -21,11 +21,11 @@ from safetensors.numpy import load_file, save_file
 from asearch.engines.client import EngineClient
 from asearch.errors import ChecksumError, TransferError, WeightsGoneError
 from asearch.models.weights import MANIFEST_FILE
-from asearch.weights import delta_serving
+from asearch.weights import delta_pulling, delta_serving
 from asearch.weights.checking import check_weights
 from asearch.weights.delta_pulling import DeltaPull, NoDeltaError
 from asearch.weights.delta_serving import Deltas
-from asearch.weights.pulling import Pull, Pulled
+from asearch.weights.pulling import MAX_TRIES, Pull, Pulled
 from asearch.weights.ranges import Connection, NotReadyError
 from schemas.records import WeightManifest
 from tests.engines.servers_for_tests import TOLERANCE, Running, worst
@@ -63,6 +63,12 @@ def versions(source: Source) -> list[WeightManifest]:
 @pytest.fixture(autouse=True)
 def offered(source: Source, versions: list[WeightManifest]) -> None:
     source.offer(*versions)
+
+
+@pytest.fixture(autouse=True)
+def several_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions as small as these would be one run."""
+    monkeypatch.setattr(delta_pulling, "RUN_BYTES", 1 << 16)
 
 
 def touch_some(file: Path, fraction: float) -> None:
@@ -119,14 +125,18 @@ def test_a_version_may_be_left_out(source: Source, versions: list[WeightManifest
     same(back.folder, versions[0])
 
 
+def open_deltas(pid: int, root: Path) -> int:
+    """Files without a name that a process keeps in a folder."""
+    targets = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+    return sum(target.startswith(str(root)) and target.endswith("(deleted)") for target in targets)
+
+
 def test_many_ask_and_it_is_made_once(source: Source, versions: list[WeightManifest], tmp_path: Path) -> None:
     bases = [whole(versions[0], source, tmp_path / str(n) / "pulled").folder for n in range(4)]
     with ThreadPoolExecutor(4) as threads:
         for pulled in threads.map(lambda base: by_delta(versions[1], source, base), bases):
             same(pulled.folder, versions[1])
-    handles = Path(f"/proc/{source.process.pid}/fd")
-    made = [target for path in handles.iterdir() if (target := str(path.readlink())).startswith(str(source.root))]
-    assert 1 <= len(made) <= delta_serving.MAX_KEPT and all(target.endswith("(deleted)") for target in made)
+    assert 1 <= open_deltas(source.process.pid, source.root) <= delta_serving.MAX_KEPT
     assert sorted(path.name for path in source.root.iterdir()) == ["v1.0", "v1.1", "v1.2", "v1.3"]
 
 
@@ -138,12 +148,24 @@ def test_what_differs_too_much_is_not_given(source: Source, versions: list[Weigh
 def test_an_old_version_that_the_host_has_no_more_has_no_delta(
     source: Source, versions: list[WeightManifest], base: Path
 ) -> None:
-    source.offer(versions[1])
-    with pytest.raises(NoDeltaError):
-        by_delta(versions[1], source, base)
     source.offer(versions[0])
     with pytest.raises(WeightsGoneError):
         by_delta(versions[1], source, base)
+    deltas, both = Deltas(source.root), {f"v1.{n}": [shard.name for shard in versions[n].shards] for n in (0, 1)}
+
+    def found(*names: str) -> bool:
+        file = deltas.open("v1.0", "v1.1", lambda name: both[name] if name in names else (), 20)
+        if file is not None:
+            file.close()
+        return file is not None
+
+    assert not found("v1.1") and not found("v1.0")
+    assert found("v1.0", "v1.1")
+    assert found("v1.1"), "who is pulling it goes on when the old version is deleted"
+    assert not found("v1.0")
+    assert open_deltas(os.getpid(), source.root) == 1
+    deltas.forget(lambda _: ())
+    assert open_deltas(os.getpid(), source.root) == 0
 
 
 def test_an_old_copy_that_is_spoiled_is_found_out(source: Source, versions: list[WeightManifest], base: Path) -> None:
@@ -187,6 +209,19 @@ def test_a_connection_that_is_cut_costs_little(source: Source, versions: list[We
     pulled = by_delta(versions[2], source, base, network.port)
     assert network.n_connections > 2
     same(pulled.folder, versions[2])
+
+
+def test_a_source_that_is_gone_is_given_up_by_every_connection_at_once(
+    source: Source, versions: list[WeightManifest], base: Path
+) -> None:
+    def swallow(data: bytes) -> bytes | None:
+        """The head passes, which is short; what follows does not."""
+        return None if len(data) > 1000 else data
+
+    network = Network(source.port, swallow)
+    with pytest.raises(TransferError, match="does not send"):
+        by_delta(versions[2], source, base, network.port)
+    assert network.n_connections <= 2 * MAX_TRIES + 2
 
 
 def test_a_puller_that_is_killed_begins_anew(source: Source, versions: list[WeightManifest], base: Path) -> None:

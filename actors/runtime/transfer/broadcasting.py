@@ -147,7 +147,7 @@ class Broadcaster:
 
     @property
     def kept(self) -> list[str]:
-        """Names of the folders that must stay: what is being sent is read, and pulled by members that do not receive it."""
+        """Names of the folders that must stay: what is being sent is read."""
         return [self._sending] if self._sending else []
 
     async def _make(self, lives: dict[str, Life]) -> None:
