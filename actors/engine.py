@@ -256,6 +256,9 @@ class Engine(Actor):
             await self._client.abort(serving.command.request)
         except EngineError as error:
             self.log.warning("generation not ended", request=serving.command.request, error=str(error))
+        except Exception:
+            # One request must not end the engine of all others.
+            self.log.exception("generation not ended", request=serving.command.request)
         finally:
             serving.is_leaving = False
 

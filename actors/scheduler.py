@@ -201,7 +201,8 @@ class Scheduler(Actor):
         elif isinstance(event, PolicyPublished):
             self._planner.published(event.version.step)
         elif isinstance(event, StepTrained):
-            self._planner.trained(event.step, event.empty)
+            # Groups of equal rewards that are kept may leave nothing to learn from: such a step leads nowhere, either.
+            self._planner.trained(event.step, event.empty or event.n_tokens_trained == 0)
         elif isinstance(event, CheckpointCommitted):
             self._fold_due = True
         else:

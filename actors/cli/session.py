@@ -36,8 +36,11 @@ def _phase(report: RunReport) -> str:
 
 def phases_of(report: RunReport, seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds by phase, in their order; 0 for one that was over between two looks at the run."""
-    moments = ("start", *(f"eval_{label}" for label in report.accounts.labels), "train", "stop")
-    return {name: round(value, 1) for name, value in {**seconds, **{n: seconds.get(n, 0.0) for n in moments}}.items()}
+    evaluations = [f"eval_{label}" for label in report.accounts.labels]
+    after = [name for name in evaluations if name != "eval_before"]
+    moments = ["start", *(name for name in evaluations if name not in after), "train", *after, "stop"]
+    names = [*(name for name in seconds if name not in moments), *moments]
+    return {name: round(seconds.get(name, 0.0), 1) for name in names}
 
 
 class RunFailedError(AsearchError):

@@ -109,7 +109,7 @@ def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, 
         )
     if any(content.run == name for content in workspace.live_runs()):
         raise ConfigError(f"run '{name}' is live: attach with `asearch up --run {name}`, or choose another --run")
-    _refuse_other_settings(workspace.run_dir(name), settings)
+    settings = settings_to_go_on(workspace.run_dir(name), settings)
     checkpoints.newest(workspace.run_dir(name) / CHECKPOINTS)  # refuses a corrupt one before any process starts
     platform = SystemPlatform()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -117,16 +117,20 @@ def run_here(workspace: Workspace, name: str, settings: Settings, port: int, *, 
         return runner.run(_run(Session(local, as_json=as_json, opens_page=opens_page)))
 
 
-def _refuse_other_settings(run_dir: Path, settings: Settings) -> None:
-    """A run goes on with the settings it was begun with: its plan, tasks and checkpoints are of these."""
+def settings_to_go_on(run_dir: Path, settings: Settings) -> Settings:
+    """The settings, if the run is new or was begun with them: plan, tasks and checkpoints are of these. Raises ConfigError."""
     if not (run_dir / RUN_FILE).is_file():
-        return
-    begun = recipe_hash(read_run_file(run_dir).settings)
-    if begun != recipe_hash(settings):
+        return settings
+    begun = read_run_file(run_dir).settings
+    if begun.run.equal_rewards is None:
+        # Begun before runs said what they decide: it goes on by the same rule as before.
+        settings = msgspec.structs.replace(settings, run=msgspec.structs.replace(settings.run, equal_rewards=None))
+    if recipe_hash(begun) != recipe_hash(settings):
         raise ConfigError(
-            f"run '{run_dir.name}' was begun with other settings (recipe hash {begun}, now {recipe_hash(settings)}; they are in "
-            f"{run_dir / RUN_FILE}): give the same ones to go on, choose another --run, or delete its folder"
+            f"run '{run_dir.name}' was begun with other settings (recipe hash {recipe_hash(begun)}, now {recipe_hash(settings)}; "
+            f"they are in {run_dir / RUN_FILE}): give the same ones to go on, choose another --run, or delete its folder"
         )
+    return settings
 
 
 async def _run(session: Session) -> int:

@@ -59,6 +59,7 @@ class InferenceProcess:
         self._session: aiohttp.ClientSession | None = None
         self._process: Process | None = None
         self._client: EngineClient | None = None
+        self._launched: Launch | None = None
         self._left: Sequence[Removable] = ()
         self._intensity = Intensity(settings.max_restarts, settings.restart_period_s)
         self._log = structlog.get_logger()
@@ -76,6 +77,7 @@ class InferenceProcess:
             if launched.port_file is not None:
                 launched.port_file.unlink(missing_ok=True)
             self._process = await self._platform.spawn(launched.argv, env=launched.env, log_path=self._log_path)
+            self._launched = launched
         self._client = await self._until_ready(launched, begun_s)
         if launched is not None and self._process is not None:
             self._left = launched.left_by(self._process.pid)
@@ -188,6 +190,9 @@ class InferenceProcess:
         process, self._process = self._process, None
         if process is None:
             return
+        if self._launched is not None:
+            # It may never have been ready, or have made more since.
+            self._left = list(dict.fromkeys([*self._left, *self._launched.left_by(process.pid)]))
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

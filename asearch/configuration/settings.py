@@ -110,7 +110,10 @@ class RewardSettings(Table, frozen=True, kw_only=True):
     """Normalisation variant; unset means the one of the reward's source."""
     aug_weight: float = AUG_WEIGHT
     overlong_tokens: int = 0
-    """Generated tokens of an episode at which its reward is lowered by 1 (DAPO's L_max); 0 is no punishment of length."""
+    """Generated tokens of an episode at which its reward is lowered by 1 (DAPO's L_max); 0 is no punishment of length.
+
+    It is part of the reward: episodes that differ in nothing else are no group of equal rewards.
+    """
     overlong_cache_tokens: int = 0
     """Over how many tokens before that the punishment grows from 0 (DAPO's L_cache)."""
     permute: bool = False

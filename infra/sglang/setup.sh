@@ -13,9 +13,12 @@ fi
 if [ -n "${SGLANG_CACHE:-}" ]; then
     mkdir -p "$SGLANG_CACHE"
     kept="$(cd "$SGLANG_CACHE" && pwd)/$(echo "$stamp" | cut -c1-16)"
-    # One at a time: a second one finds it made. The lock is given up with the file descriptor, however this ends.
+    # One at a time: a second one finds it made. The lock is given up when this, and what it has started, ends.
     exec 9>"$kept.lock"
-    flock 9
+    flock -w 3600 9 || {
+        echo "error: another set-up has held $kept.lock for an hour: end it, or remove the file" >&2
+        exit 2
+    }
     if [ "$(cat "$kept/asearch-setup" 2>/dev/null)" != "$stamp" ]; then
         SGLANG_CACHE='' SGLANG_VENV="$kept" sh "$here/setup.sh"
     fi

@@ -11,7 +11,16 @@ from actors.scheduler import Scheduler, SecondSchedulerError
 from asearch.configuration.settings import EvaluationSettings, Settings
 from asearch.data.tasks import LoadedTask
 from schemas.commands import Lease
-from schemas.events import EpisodeDropped, EpisodeRequested, GroupAdmitted, PlanFolded, PolicyPublished, RunEnded, RunStarted
+from schemas.events import (
+    EpisodeDropped,
+    EpisodeRequested,
+    GroupAdmitted,
+    PlanFolded,
+    PolicyPublished,
+    RunEnded,
+    RunStarted,
+    StepTrained,
+)
 from schemas.records import Version, WeightManifest
 from tests.actors.conftest import Stage
 from tests.sim.scenario import SETTINGS
@@ -125,6 +134,30 @@ async def test_what_nobody_holds_is_asked_for_again(stage: Stage) -> None:
     assert len({event.episode for event in again}) == 26
     holding.cancel()
     await stage.end(held)
+
+
+@pytest.mark.parametrize("n_tokens_trained", [0, 5])
+async def test_steps_that_teach_nothing_end_the_run(stage: Stage, n_tokens_trained: int) -> None:
+    """Such are those of kept groups whose advantages all vanish, too."""
+    limit = 2
+    settings = msgspec.structs.replace(
+        TRAIN_ONLY, run=msgspec.structs.replace(SETTINGS.run, max_empty_steps=limit, equal_rewards="keep")
+    )
+    await scheduler(stage, settings)
+    await publish(stage)
+    trainer = await stage.connect("trainer")
+    for number in range(limit + 1):
+        step = StepTrained(
+            id=f"s{number}", model="policy", lineage=1, step=number, verdicts=[], staleness={}, n_tokens_trained=n_tokens_trained,
+            n_tokens_masked_stale=0, n_tokens_discarded=0, empty=False, metrics={},
+        )  # fmt: skip
+        await trainer.append(step, "policy")
+    if n_tokens_trained:
+        await asyncio.sleep(0.5)
+        assert await stage.facts("plan", RunEnded) == []
+        return
+    (ended,) = await stage.wait_for("plan", RunEnded)
+    assert isinstance(ended, RunEnded) and ended.reason == "max_empty_steps"
 
 
 async def test_an_ended_run_stays_ended(stage: Stage) -> None:

@@ -87,7 +87,7 @@ class World:
 
     async def _step(self, closed: StepClosed) -> None:
         names: dict[str, Any] = {"model": "policy", "lineage": 1, "step": closed.step}
-        counts = {"n_tokens_trained": 0, "n_tokens_masked_stale": 0, "n_tokens_discarded": 0}
+        counts = {"n_tokens_trained": len(closed.groups), "n_tokens_masked_stale": 0, "n_tokens_discarded": 0}
         step = StepTrained(
             id=f"s{closed.step}", **names, verdicts=[], staleness={}, **counts, empty=not closed.groups, metrics={}
         )

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ async def test_a_server_that_was_killed_is_started_again(tmp_path: Path) -> None
 async def test_what_a_server_leaves_is_taken_away_once_it_is_dead(tmp_path: Path) -> None:
     taken: list[tuple[int, bool]] = []
 
+    @dataclass(frozen=True)
     class Left:
-        def __init__(self, pid: int) -> None:
-            self.pid = pid
+        pid: int
 
         def remove(self) -> None:
             taken.append((self.pid, psutil.pid_exists(self.pid)))

@@ -7,6 +7,7 @@ Health checks and the server's warm-up do not stream, and are not counted.
 import mmap
 import os
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,14 @@ def register() -> None:
     def count(_streamer: object, requests: list[Any], *_: object, **__: object) -> None:
         from sglang.srt.runtime_context import get_parallel  # pyright: ignore[reportMissingImports]
 
-        if get_parallel().attn_tp_rank == 0:
+        if get_parallel().attn_tp_rank != 0 or VARIABLE not in os.environ:
+            return
+        try:
             if not held:
                 held.append(Tally(Path(f"{os.environ[VARIABLE]}-{os.getpid()}")))
             held[0].show(requests)
+        except Exception as error:  # a count is not worth a server
+            del os.environ[VARIABLE]
+            print(f"sampled tokens are counted no more: {error!r}", file=sys.stderr)  # noqa: T201
 
     HookRegistry.register(_SHOWN, count, HookType.BEFORE)
