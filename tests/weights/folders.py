@@ -1,6 +1,7 @@
 """Weight folders, a source that serves them, and a network between that can be told to misbehave."""
 
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import xxhash
 from safetensors.numpy import save_file
@@ -90,6 +92,29 @@ def serving(folder: Path) -> Iterator[Source]:
     finally:
         process.kill()
         process.wait()
+
+
+def kill_puller(
+    code: str, source: Source, manifest: WeightManifest, root: Path, *, after_bytes: int, pause_s: float, lag_s: float = 0.0
+) -> None:
+    """Run the code, which pulls into `root`, and SIGKILL it once so much has passed; what comes after that comes slowly."""
+    arrived = threading.Event()
+
+    def slow(data: bytes) -> bytes:
+        if network.n_bytes > after_bytes:
+            arrived.set()
+            time.sleep(pause_s)
+        return data
+
+    network = Network(source.port, slow)
+    told = root.with_name("manifest.json")
+    told.write_bytes(msgspec.json.encode(manifest))
+    process = subprocess.Popen([sys.executable, "-c", code, str(told), source.origin(network.port).url, str(root)])
+    assert arrived.wait(20)
+    time.sleep(lag_s)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    told.unlink()
 
 
 class Network:

@@ -3,17 +3,12 @@
 import asyncio
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -29,7 +24,7 @@ from asearch.weights.pulling import MAX_TRIES, Pull, Pulled
 from asearch.weights.ranges import Connection, NotReadyError
 from schemas.records import WeightManifest
 from tests.engines.servers_for_tests import TOLERANCE, Running, worst
-from tests.weights.folders import Network, Source, described, serving, write_folder
+from tests.weights.folders import Network, Source, described, kill_puller, serving, write_folder
 from tests.weights.scene import Scene
 from tests.weights.test_pulling import same
 from tests.weights.test_transfers import PROMPT, generated
@@ -225,22 +220,7 @@ def test_a_source_that_is_gone_is_given_up_by_every_connection_at_once(
 
 
 def test_a_puller_that_is_killed_begins_anew(source: Source, versions: list[WeightManifest], base: Path) -> None:
-    arrived = threading.Event()
-
-    def slow(data: bytes) -> bytes:
-        if network.n_bytes > 60_000:
-            arrived.set()
-            time.sleep(0.2)
-        return data
-
-    network = Network(source.port, slow)
-    manifest = base.parent / "manifest"
-    manifest.write_bytes(msgspec.json.encode(versions[2]))
-    process = subprocess.Popen([sys.executable, "-c", PULL, str(manifest), source.origin(network.port).url, str(base.parent)])
-    assert arrived.wait(20)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    manifest.unlink()
+    kill_puller(PULL, source, versions[2], base.parent, after_bytes=60_000, pause_s=0.2)
     assert (base.parent / "v1.2.partial").is_dir() and not (base.parent / "v1.2").exists()
     same(by_delta(versions[2], source, base).folder, versions[2])
     assert sorted(path.name for path in base.parent.iterdir()) == ["v1.0", "v1.2"]

@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +17,7 @@ from asearch.weights.checking import check_weights, shard_places
 from asearch.weights.pulling import Pull, Pulled
 from asearch.weights.ranges import Connection, Origin
 from schemas.records import WeightManifest
-from tests.weights.folders import Network, Source, serving, write_folder
+from tests.weights.folders import Network, Source, kill_puller, serving, write_folder
 
 PULL = """
 import sys, threading, msgspec
@@ -147,22 +144,7 @@ def test_a_connection_that_is_cut_again_and_again_costs_no_byte_twice(
 
 
 def test_a_killed_puller_goes_on_where_it_was(source: Source, manifest: WeightManifest, tmp_path: Path) -> None:
-    arrived = threading.Event()
-
-    def slow(data: bytes) -> bytes:
-        if network.n_bytes > 1_500_000:
-            arrived.set()
-            time.sleep(0.05)
-        return data
-
-    network = Network(source.port, slow)
-    (tmp_path / "manifest").write_bytes(msgspec.json.encode(manifest))
-    command = [sys.executable, "-c", PULL, str(tmp_path / "manifest"), source.origin(network.port).url, str(tmp_path / "to")]
-    process = subprocess.Popen(command)
-    assert arrived.wait(20)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_puller(PULL, source, manifest, tmp_path / "to", after_bytes=1_500_000, pause_s=0.05, lag_s=0.1)
     assert not (tmp_path / "to" / "v1.5").exists()
     pulled = pull(manifest, source.origin(), tmp_path / "to", n_connections=2)
     assert pulled.n_resumed_bytes > 1_000_000

@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 
 from actors.cli.checks.finding import Finding, Subject
-from actors.cli.checks.runs import runs_of
+from actors.cli.checks.runs import unfinished
 from asearch.configuration.auxiliary import AuxiliarySettings
 from asearch.engines.chat import ChatClient
 from asearch.errors import AuxiliaryPermanentError, AuxiliaryRetryableError, AuxiliaryTimeoutError, ConfigError
@@ -16,10 +16,9 @@ Named = tuple[str, AuxiliarySettings]
 
 async def endpoints(subject: Subject) -> list[Finding]:
     """Every endpoint of a run that has not ended lists the model that it is to answer as. No model is asked for an answer."""
-    wanted = [content.settings.auxiliary for content, run_dir in runs_of(subject) if not (run_dir / "result.json").is_file()]
     named: list[Named] = []
-    for models in wanted:
-        named += [each for each in models.items() if each not in named]
+    for content in unfinished(subject):
+        named += [each for each in content.settings.auxiliary.items() if each not in named]
     if not named:
         return [Finding("auxiliary", "ok", "no run asks auxiliary models")]
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:

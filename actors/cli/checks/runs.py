@@ -8,6 +8,7 @@ from actors.cli.checks.disks import gib
 from actors.cli.checks.finding import Finding, Subject
 from actors.runtime.local_run import SHARED_MEMORY
 from actors.runtime.run_files import RUN_FILE, RunFile, read_run_file
+from actors.runtime.run_states import RESULT
 from actors.runtime.workspace import Workspace, is_live
 from asearch.engines.sglang.launch import FOLDER
 from asearch.errors import InputError
@@ -29,6 +30,11 @@ def runs_of(subject: Subject) -> list[tuple[RunFile, Path]]:
         return [(read_run_file(workspace.run_dir(subject.run)), workspace.run_dir(subject.run))]
     except InputError:
         return []
+
+
+def unfinished(subject: Subject) -> list[RunFile]:
+    """Those of them that have not ended: what they need has to be there when they go on."""
+    return [content for content, run_dir in runs_of(subject) if not (run_dir / RESULT).is_file()]
 
 
 def run_files(subject: Subject) -> list[Finding]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from actors.cli.checks.finding import Finding, Subject
-from actors.cli.checks.runs import runs_of
+from actors.cli.checks.runs import unfinished
 from asearch.configuration.engine import EngineSettings
 from asearch.engines.sglang.launch import FOLDER, device, interpreter
 from asearch.errors import ConfigError
@@ -14,8 +14,7 @@ FIX = "sh infra/sglang/setup.sh (CPU), or set engine.python to the interpreter o
 
 def environment(subject: Subject) -> list[Finding]:
     """It is there where a run that has not ended wants it, and holds the version that is tested."""
-    wanting = [content for content, run_dir in runs_of(subject) if not (run_dir / "result.json").is_file()]
-    engines = [content.settings.engine for content in wanting if content.settings.engine.kind == "sglang"]
+    engines = [content.settings.engine for content in unfinished(subject) if content.settings.engine.kind == "sglang"]
     launching = [engine for engine in engines if not engine.urls]
     findings = [_judge(engine, is_wanted=True) for engine in launching] or [
         _judge(EngineSettings(kind="sglang"), is_wanted=False)

@@ -18,8 +18,6 @@ from schemas.records import Broadcast, WeightManifest
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' names of types and torch's."""
-
-
 REACH_S = 5.0
 """How long the sender's address may take to answer before no server is asked to meet it there."""
 
